@@ -1,0 +1,326 @@
+"""The Python interface: load a model, edit it, apply and revert patches, generate, measure.
+
+editor = Editor.from_pretrained("editkit:demo")
+patch = editor.edit(EditRequest(prompt="The capital of {} is", subject="Japan",
+                                target_new="Nairobi"))
+patch.save("japan.editkit.safetensors")
+with editor.applied(patch):
+    print(editor.generate("The capital of Japan is"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from editkit_core import params as parameters
+from editkit_core.efficiency import Stage, measured
+from editkit_core.errors import InvalidParameterError, InvalidRequestError, UnsupportedModelError
+from editkit_core.host import Host
+from editkit_core.models.editable import EditableModel
+from editkit_core.session import Session
+from editkit_core.types import (
+    EditContext,
+    EditRequest,
+    LocateStrategy,
+    MethodInfo,
+    Progress,
+    SilentProgress,
+    Site,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from editkit_core.metrics.report import Report
+    from editkit_core.numerics.tracing_result import TraceResult
+    from editkit_core.patch.apply import AppliedPatch
+    from editkit_core.patch.format import Patch
+
+
+@attrs.frozen(kw_only=True)
+class EditResult:
+    """A patch and how it came about.
+
+    Attributes:
+        patch: The patch.
+        sites: Where it writes.
+        preset: The preset the parameters came from, or None.
+        source: That preset's source line.
+        stages: Seconds and peak memory of locating and computing.
+    """
+
+    patch: Patch
+    sites: tuple[Site, ...]
+    preset: str | None
+    source: str
+    stages: tuple[Stage, ...]
+
+
+class Editor:
+    """A model that can be edited.
+
+    Args:
+        model: The wrapped model.
+        host: Where methods come from; the installed ones by default.
+    """
+
+    def __init__(self, model: EditableModel, host: Host | None = None) -> None:
+        self.model = model
+        self.host = host or Host()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | Mapping[str, Any] | None = None,  # Any: transformers' own device map
+        revision: str | None = None,
+        host: Host | None = None,
+    ) -> Editor:
+        """Load a model from a folder, the hub, or an installed package.
+
+        Args:
+            name: A folder, a hub id, or ``editkit:NAME`` for a packaged model.
+            dtype: For example ``"bfloat16"``; float32 by default.
+            device: For example ``"cuda"``; the CPU by default.
+            device_map: Passed to transformers, for models spread over devices.
+            revision: A hub revision.
+            host: Where methods, families and packaged models come from.
+
+        Raises:
+            ModelNotFoundError: Nothing is found under the name.
+            UnknownFamilyError: The model is of no registered family.
+        """
+        host = host or Host()
+        model = EditableModel.from_pretrained(
+            str(name),
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            families=_families(host),
+            packaged=host.registered("models"),
+        )
+        return cls(model, host)
+
+    @classmethod
+    def wrap(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        host: Host | None = None,
+    ) -> Editor:
+        """Use a Hugging Face model that is in memory already."""
+        host = host or Host()
+        return cls(EditableModel.wrap(model, tokenizer, name=name, families=_families(host)), host)
+
+    # -- editing --
+
+    def edit(
+        self,
+        requests: EditRequest | Sequence[EditRequest],
+        *,
+        method: str = "rome",
+        params: Mapping[str, Any] | Any | None = None,  # Any: the method's own class, or values
+        preset: str | None = None,
+        seed: int = 0,
+        locate: LocateStrategy = "preset",
+        statistics_dir: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Patch:
+        """Compute a patch for one or more facts. The model is left as it was.
+
+        Args:
+            requests: The facts to change.
+            method: Id of an installed method.
+            params: Values by name over the preset, or an instance of the method's class.
+            preset: Name of a preset instead of the one that fits the model best.
+            seed: Seed of every random choice; equal seeds give equal patches.
+            locate: ``preset`` uses the parameters' layer, ``trace`` causal tracing.
+            statistics_dir: Folder of key statistics; the user's cache folder by default.
+            progress: Where long work reports to.
+
+        Raises:
+            EditkitError: The request, parameters, model or plugin cannot be used; see the code.
+        """
+        context = EditContext(
+            seed=seed,
+            locate=locate,
+            statistics_dir=statistics_dir,
+            progress=progress or SilentProgress(),
+        )
+        return self.run(
+            requests, method=method, params=params, preset=preset, context=context
+        ).patch
+
+    def run(
+        self,
+        requests: EditRequest | Sequence[EditRequest],
+        *,
+        method: str = "rome",
+        params: Mapping[str, Any] | Any | None = None,  # Any: the method's own class, or values
+        preset: str | None = None,
+        context: EditContext | None = None,
+    ) -> EditResult:
+        """Do what :meth:`edit` does and also say where, with which preset and at what cost."""
+        requests = _listed(requests)
+        if not requests:
+            raise InvalidRequestError("There is nothing to edit: no requests were given.")
+        context = context or EditContext()
+        session = Session.open(self.host, method)
+        assert session.info is not None  # a session of a method has its description
+        _check_model(session.info, self.model)
+        resolved = self._resolve(session.info, params, preset)
+        stages: list[Stage] = []
+        with measured("locate", stages):
+            sites = tuple(session.locate(self.model, requests, resolved.params, context))
+        with measured("compute_delta", stages):
+            patch = session.compute_delta(self.model, requests, sites, resolved.params, context)
+        return EditResult(
+            patch=patch,
+            sites=sites,
+            preset=resolved.preset,
+            source=resolved.source,
+            stages=tuple(stages),
+        )
+
+    def resolve_params(
+        self,
+        method: str = "rome",
+        params: Mapping[str, Any] | None = None,  # Any: parameter values
+        preset: str | None = None,
+    ) -> parameters.Resolved:
+        """Return the parameters :meth:`edit` would use, without editing."""
+        _, info, _ = self.host.load_method(method)
+        return self._resolve(info, params, preset)
+
+    def _resolve(
+        self,
+        info: MethodInfo,
+        params: Mapping[str, Any] | Any | None,  # Any: the method's own class, or values
+        preset: str | None,
+    ) -> parameters.Resolved:
+        if params is not None and not isinstance(params, Mapping):
+            if not isinstance(params, info.params()):
+                raise InvalidParameterError(
+                    f"The parameters of {info.name} are {params!r:.80}. Give values by name, or an "
+                    f"instance of {info.params().__name__}.",
+                    method=info.name,
+                )
+            return parameters.Resolved(params=params, preset=None, source="given as an object")
+        shape = parameters.ModelShape(
+            name=self.model.name,
+            family=self.model.family.name,
+            n_layers=self.model.n_layers,
+            d_model=self.model.d_model,
+        )
+        return parameters.resolve(info, shape, params, preset)
+
+    # -- using patches --
+
+    def apply(self, patch: Patch, *, mode: str = "merge") -> AppliedPatch:
+        """Apply a patch; the handle's ``revert()`` takes it off bit for bit.
+
+        Args:
+            patch: The patch.
+            mode: ``merge`` writes into the weights, ``overlay`` adds a side path.
+
+        Raises:
+            PatchError: The patch does not fit this base or cannot be realised.
+        """
+        return Session.open(self.host).apply(self.model, patch, mode, EditContext())
+
+    def applied(self, patch: Patch, *, mode: str = "merge") -> AppliedPatch:
+        """Return :meth:`apply` for use as ``with editor.applied(patch): …``."""
+        return self.apply(patch, mode=mode)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 20,
+        sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """Continue a prompt; greedy unless ``sample``. Returns the continuation alone."""
+        return self.model.generate(
+            [prompt],
+            max_new_tokens=max_new_tokens,
+            sample=sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )[0]
+
+    # -- measuring --
+
+    def evaluate(
+        self,
+        requests: EditRequest | Sequence[EditRequest],
+        patch: Patch,
+        *,
+        context: EditContext | None = None,
+    ) -> Report:
+        """Measure the model before and after a patch, by every protocol of the core."""
+        requests = _listed(requests)
+        method = patch.header.method.name
+        known = method in self.host.method_ids()
+        session = Session.open(self.host, method if known else None)
+        return session.evaluate(self.model, requests, patch, context or EditContext())
+
+    def trace(
+        self,
+        request: EditRequest,
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> TraceResult:  # Any: passed to trace_request
+        """Trace where the model recalls a fact; see :func:`numerics.tracing.trace_request`."""
+        from editkit_core.numerics.tracing import trace_request
+
+        return trace_request(self.model, request, seed=seed, progress=progress, **options)
+
+
+def _listed(requests: EditRequest | Sequence[EditRequest]) -> tuple[EditRequest, ...]:
+    listed = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+    for request in listed:
+        if not isinstance(request, EditRequest):
+            raise InvalidRequestError(f"Expected an EditRequest, got {request!r:.80}.")
+    return listed
+
+
+def _families(host: Host) -> Sequence[Any]:  # Any: Family, imported below with the models
+    from editkit_core.models.families import BUILTIN_FAMILIES
+
+    return (*BUILTIN_FAMILIES, *host.registered("model_families").values())
+
+
+def _check_model(info: MethodInfo, model: EditableModel) -> None:
+    if model.is_encoder_decoder and not info.encoder_decoder:
+        raise UnsupportedModelError(
+            f"{info.name} edits decoder-only models; {model.name} is an encoder-decoder. Its "
+            "encoder and decoder would each need their own site.",
+            method=info.name,
+            family=model.family.name,
+        )
+    if "*" not in info.families and model.family.name not in info.families:
+        raise UnsupportedModelError(
+            f"{info.name} supports {', '.join(sorted(info.families))}; {model.name} is of family "
+            f"{model.family.name}. Use another method, or ask its authors for this family.",
+            method=info.name,
+            family=model.family.name,
+        )

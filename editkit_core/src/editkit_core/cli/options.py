@@ -1,0 +1,62 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from editkit_core.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from editkit_core.api import Editor
+
+F = TypeVar("F", bound=Callable[..., Any])  # Any: click commands take any options
+
+_MODEL = (
+    click.option("--dtype", default=None, help="For example bfloat16; float32 by default."),
+    click.option("--device", default=None, help="For example cuda; the CPU by default."),
+    click.option("--device-map", default=None, help="Passed to transformers, for example auto."),
+    click.option("--revision", default=None, help="A revision on the hub."),
+)
+
+
+def model_options(command: F) -> F:
+    """Add --model, which is required, --dtype, --device, --device-map and --revision."""
+    return _with_model(command, required=True)
+
+
+def optional_model_options(command: F) -> F:
+    """Add the same options with --model left to the user."""
+    return _with_model(command, required=False)
+
+
+def _with_model(command: F, *, required: bool) -> F:
+    name = click.option(
+        "--model", "-m", required=required, help="A folder, a hub id, or editkit:NAME."
+    )
+    for option in reversed((name, *_MODEL)):
+        command = option(command)
+    return command
+
+
+def load_editor(
+    model: str,
+    dtype: str | None = None,
+    device: str | None = None,
+    device_map: str | None = None,
+    revision: str | None = None,
+) -> Editor:
+    """Load the model these options name."""
+    import torch
+
+    from editkit_core.api import Editor
+
+    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise InvalidParameterError(
+            f"There is no dtype {dtype!r}. Use float32, bfloat16 or float16.", dtype=dtype
+        )
+    return Editor.from_pretrained(
+        model, dtype=dtype, device=device, device_map=device_map, revision=revision
+    )

@@ -1,0 +1,1 @@
+"""Measuring an edit: what was asked for, and what else changed."""

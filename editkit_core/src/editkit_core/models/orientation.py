@@ -1,0 +1,62 @@
+"""The one place that knows how a module stores its weight.
+
+Everywhere else a weight is ``(d_out, d_in)``, so ``y = W x``. GPT-2's ``Conv1D`` stores ``W.T``.
+The module's type decides, never its shape: a square matrix has no telling shape.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from editkit_core.errors import UnsupportedModuleError
+
+
+def sides(module: nn.Module) -> tuple[int, int]:
+    """Return ``(d_out, d_in)`` of a projection.
+
+    Raises:
+        UnsupportedModuleError: The module is neither a Linear nor a Conv1D.
+    """
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    raise UnsupportedModuleError(
+        f"The weight of a {type(module).__name__} has no orientation editkit knows. Choose a site "
+        "on a torch.nn.Linear or a transformers Conv1D.",
+        module_type=type(module).__name__,
+    )
+
+
+def out_in(module: nn.Module) -> torch.Tensor:
+    """Return the module's weight as a view ``(d_out, d_in)``; writing to it writes the weight.
+
+    Raises:
+        UnsupportedModuleError: The module is no projection, or its weight is packed (quantised).
+    """
+    shape = sides(module)
+    weight = to_out_in(module, module.weight)  # type: ignore[arg-type]  # both kinds have one
+    if tuple(weight.shape) != shape or not weight.is_floating_point():
+        raise UnsupportedModuleError(
+            f"The weight of this {type(module).__name__} is stored as {weight.dtype} of shape "
+            f"{tuple(weight.shape)}, not as {shape}: it is quantised. Load the model unquantised, "
+            "or apply patches with mode 'overlay'.",
+            module_type=type(module).__name__,
+            expected=shape,
+            found=tuple(weight.shape),
+        )
+    return weight
+
+
+def to_out_in(module: nn.Module, native: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the module's own weight layout as a view ``(d_out, d_in)``."""
+    sides(module)
+    return native.T if isinstance(module, Conv1D) else native
+
+
+def to_native(module: nn.Module, weight_out_in: torch.Tensor) -> torch.Tensor:
+    """Return a tensor ``(d_out, d_in)`` as a view in the module's own weight layout."""
+    sides(module)
+    return weight_out_in.T if isinstance(module, Conv1D) else weight_out_in

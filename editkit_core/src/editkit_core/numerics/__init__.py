@@ -1,0 +1,1 @@
+"""The numerics that editing methods share: keys, statistics, solves, target values, tracing."""

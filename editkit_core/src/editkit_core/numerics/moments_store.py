@@ -1,0 +1,211 @@
+"""Where key statistics are kept: one safetensors file each, named by what it depends on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import cattrs.errors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from editkit_core.errors import (
+    EditkitError,
+    PatchFormatError,
+    StatisticsError,
+    StatisticsMismatchError,
+    WriteFailedError,
+)
+from editkit_core.numerics.inputs_digest import inputs_digest
+from editkit_core.numerics.moments import KeyMoments, MomentsKey
+from editkit_core.params import converter
+from editkit_core.patch.atomic import write_file
+from editkit_core.patch.container import parse_json
+from editkit_core.patch.digests import canonical, tensor_digest
+
+if TYPE_CHECKING:
+    from editkit_core.models.editable import EditableModel
+    from editkit_core.types import Site
+
+__all__ = ["StatisticsStore", "check_moments", "default_folder"]
+
+_METADATA = "editkit_statistics"
+_TENSOR = "total"
+_FORMAT = 1
+_ENDING = ".statistics.safetensors"
+
+
+@attrs.frozen(kw_only=True)
+class _Header:
+    format: int
+    key: MomentsKey
+    count: int
+    documents: int
+    complete: bool
+    tensor: str
+
+
+def default_folder() -> Path:
+    """Return the user's cache folder for key statistics."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("editkit") / "statistics"
+
+
+@attrs.frozen
+class StatisticsStore:
+    """A folder of key statistics.
+
+    Attributes:
+        folder: The folder; it is made when something is saved.
+    """
+
+    folder: Path
+
+    def resume(self, key: MomentsKey) -> KeyMoments | None:
+        """Return the finished or else the partial statistics with this key, or None.
+
+        Raises:
+            StatisticsError: The file is damaged.
+        """
+        for complete in (True, False):
+            path = self._path(key, complete=complete)
+            if path.is_file():
+                moments = self.load(path)
+                if moments.key != key:
+                    raise StatisticsMismatchError(
+                        f"{path} holds statistics with key {moments.key.digest}, its name says "
+                        f"{key.digest}. Delete it and run editkit stats again.",
+                        expected=key.digest,
+                        found=moments.key.digest,
+                    )
+                return moments
+        return None
+
+    def find(self, model: EditableModel, site: Site) -> KeyMoments | None:
+        """Return the finished statistics that fit a model and site; the most tokens win.
+
+        Raises:
+            StatisticsError: A file that should fit is damaged.
+        """
+        pattern = f"{site.module}-{inputs_digest(model, site)[:16]}-*{_ENDING}"
+        found = [self.load(path) for path in sorted(self.folder.glob(pattern))]
+        fitting = [moments for moments in found if moments.complete]
+        for moments in fitting:
+            check_moments(moments, model, site)
+        return max(fitting, key=lambda moments: moments.count, default=None)
+
+    def others(self, site: Site) -> tuple[str, ...]:
+        """Return the file names of statistics of the same module, whatever their base."""
+        return tuple(sorted(path.name for path in self.folder.glob(f"{site.module}-*{_ENDING}")))
+
+    def save(self, moments: KeyMoments) -> Path:
+        """Write statistics; a finished file takes the place of its partial one.
+
+        Raises:
+            WriteFailedError: Writing failed; what was there before is still there.
+        """
+        path = self._path(moments.key, complete=moments.complete)
+        header = _Header(
+            format=_FORMAT,
+            key=moments.key,
+            count=moments.count,
+            documents=moments.documents,
+            complete=moments.complete,
+            tensor=tensor_digest(_TENSOR, moments.total.numpy()),
+        )
+        text = canonical(converter().unstructure(header), "statistics header").decode()
+        data = save({_TENSOR: moments.total.contiguous()}, metadata={_METADATA: text})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteFailedError(
+                f"Cannot make the folder {self.folder}: {error.strerror or error}. Choose another "
+                "with --out.",
+                path=str(self.folder),
+            ) from error
+        write_file(path, [data], force=True)
+        if moments.complete:
+            self._path(moments.key, complete=False).unlink(missing_ok=True)
+        return path
+
+    def load(self, path: Path) -> KeyMoments:
+        """Read one file strictly.
+
+        Raises:
+            StatisticsError: It is missing, damaged, of another format, or not written by editkit.
+        """
+        try:
+            return _parse(path.read_bytes())
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            SafetensorError,
+            PatchFormatError,
+            cattrs.errors.BaseValidationError,
+        ) as error:
+            reason = error.message if isinstance(error, EditkitError) else str(error)
+            raise StatisticsError(
+                f"{path} cannot be used as key statistics: {reason}. Delete it and run editkit "
+                "stats again.",
+                path=str(path),
+            ) from error
+
+    def _path(self, key: MomentsKey, *, complete: bool) -> Path:
+        ending = _ENDING if complete else f".partial{_ENDING}"
+        return self.folder / f"{key.module}-{key.inputs_digest[:16]}-{key.digest[:16]}{ending}"
+
+
+def check_moments(moments: KeyMoments, model: EditableModel, site: Site) -> None:
+    """Refuse statistics that were not made at this site of this model.
+
+    Raises:
+        StatisticsMismatchError: The base or the layer differs; both are named.
+    """
+    if moments.key.module != site.module:
+        raise StatisticsMismatchError(
+            f"The key statistics are of {moments.key.module}, the edit is at {site.module}. Make "
+            f"them with editkit stats --layer {site.layer}.",
+            expected=site.module,
+            found=moments.key.module,
+        )
+    expected = inputs_digest(model, site)
+    if moments.key.inputs_digest != expected:
+        raise StatisticsMismatchError(
+            f"The key statistics were made on {moments.key.model} with digest "
+            f"{moments.key.inputs_digest}; {model.name} has digest {expected}. Make them anew with "
+            f"editkit stats --model {model.name} --layer {site.layer}.",
+            expected=expected,
+            found=moments.key.inputs_digest,
+        )
+
+
+def _parse(data: bytes) -> KeyMoments:
+    length = int.from_bytes(data[:8], "little")
+    outer = parse_json(data[8 : 8 + length], "header")
+    metadata = outer["__metadata__"]
+    if set(metadata) != {_METADATA} or set(outer) != {"__metadata__", _TENSOR}:
+        raise ValueError(f"it holds {sorted(outer)} with metadata {sorted(metadata)}")
+    fields = json.loads(metadata[_METADATA])
+    if fields.get("format") != _FORMAT:
+        raise ValueError(f"it has format {fields.get('format')!r}, this version reads {_FORMAT}")
+    header = converter().structure(fields, _Header)
+    total = load(data)[_TENSOR]
+    square = total.ndim == 2 and total.shape[0] == total.shape[1]
+    if total.dtype != torch.float64 or not square or not bool(torch.isfinite(total).all()):
+        raise ValueError(f"its tensor is {total.dtype} {tuple(total.shape)} or not finite")
+    found = tensor_digest(_TENSOR, total.numpy())
+    if found != header.tensor:
+        raise ValueError(f"its tensor has digest {found}, the header says {header.tensor}")
+    return KeyMoments(
+        key=header.key,
+        total=total,
+        count=header.count,
+        documents=header.documents,
+        complete=header.complete,
+    )

@@ -1,0 +1,82 @@
+"""Put a patch on a model in memory and take it off again bit for bit."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, cast
+
+import attrs
+
+from editkit_core.patch import fingerprint
+from editkit_core.patch.ledger import Mode, WeightLedger
+
+if TYPE_CHECKING:
+    from editkit_core.models.editable import EditableModel
+    from editkit_core.patch.format import Patch
+
+
+@attrs.define(kw_only=True, eq=False)
+class AppliedPatch:
+    """A patch that is on a model. As a context manager it is taken off at the end of the block.
+
+    Attributes:
+        patch: The patch.
+        mode: ``merge`` or ``overlay``.
+    """
+
+    patch: Patch
+    mode: str
+    _ledger: WeightLedger
+    _token: int
+
+    @property
+    def active(self) -> bool:
+        """Whether it is still on."""
+        return any(active.token == self._token for active in self._ledger.active)
+
+    def revert(self) -> None:
+        """Take the patch off; the second time does nothing.
+
+        Raises:
+            RevertError: A weight was changed from outside meanwhile; nothing is written.
+        """
+        self._ledger.remove(self._token)
+
+    def __enter__(self) -> AppliedPatch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.revert()
+
+
+def apply_patch(
+    model: EditableModel, patch: Patch, *, mode: str = "merge", check_base: bool = True
+) -> AppliedPatch:
+    """Put a patch on a model.
+
+    Args:
+        model: The model; other patches may be on it.
+        patch: What to apply.
+        mode: ``merge`` writes into the weights (summed in float64 from the pristine base, cast
+            once); ``overlay`` adds a side path to the module's output, in float32.
+        check_base: Whether to compare the model's weights with the patch's base first.
+
+    Returns:
+        A handle with ``revert()``, usable as a context manager.
+
+    Raises:
+        BaseMismatchError: The patch was made for another base.
+        PatchShapeError: An entry does not fit the module it names.
+        ModuleNotFoundInModelError: An entry names a module the model does not have.
+        ApplyError: It is on already, or a weight cannot be written in this mode.
+        RevertError: A weight was changed from outside since an earlier patch.
+    """
+    if check_base:
+        fingerprint.check_base(model, patch)
+    token = model.ledger.apply(patch, cast(Mode, mode))
+    return AppliedPatch(patch=patch, mode=mode, ledger=model.ledger, token=token)

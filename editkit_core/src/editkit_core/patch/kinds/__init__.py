@@ -1,0 +1,82 @@
+"""Entry kinds: what a patch can change, and how. One file a kind.
+
+An entry owns its tensors, its checks and its arithmetic, so a patch applies where the method that
+made it is not installed. Kinds from plugins come through ``editkit_register_patch_kinds``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from editkit_core.errors import UnknownPatchKindError
+from editkit_core.patch.kinds.dense import DenseEntry
+from editkit_core.patch.kinds.low_rank import LowRankEntry
+from editkit_core.types import Site
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from editkit_core.patch.header import MethodRef
+
+
+class WeightEntry(Protocol):
+    """A change of one weight matrix, seen as (d_out, d_in)."""
+
+    kind: ClassVar[str]
+    dtypes: ClassVar[Mapping[str, str]]  # container dtype of each tensor, by field
+
+    @property
+    def site(self) -> Site:
+        """Where it acts."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sides (d_out, d_in) of the weight it fits."""
+
+    @property
+    def rank(self) -> int | None:
+        """Number of factors, or None for a full matrix."""
+
+    def tensors(self) -> dict[str, np.ndarray[Any, Any]]:  # Any: element type and shape
+        """Return the arrays to store, by field."""
+
+    @classmethod
+    def from_tensors(cls, site: Site, tensors: Mapping[str, np.ndarray[Any, Any]]) -> WeightEntry:
+        """Build the entry from stored arrays; ValueError says what does not fit."""
+
+    def norm(self) -> float:
+        """Return the Frobenius norm of the change."""
+
+    def delta(self, layout: str = "out_in") -> torch.Tensor:
+        """Return the change (d_out, d_in), or (d_in, d_out) for ``in_out``; float64, on the CPU."""
+
+    def side_path(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the map from inputs (..., d_in) to added outputs (..., d_out)."""
+
+
+Kinds = Mapping[str, type[WeightEntry]]
+BUILTIN_KINDS: Kinds = MappingProxyType(
+    {LowRankEntry.kind: LowRankEntry, DenseEntry.kind: DenseEntry}
+)
+
+
+def find_kind(kinds: Kinds, name: str, method: MethodRef) -> type[WeightEntry]:
+    """Return the kind called ``name``.
+
+    Raises:
+        UnknownPatchKindError: Nothing installed has it; the message names what to install.
+    """
+    if name in kinds:
+        return kinds[name]
+    raise UnknownPatchKindError(
+        f"The patch holds an entry of the kind {name!r:.80}, which nothing installed here can "
+        f"apply. It was made by {method.dist!r:.80} {method.version:.40}: install that "
+        f"distribution (pip install {method.dist:.80}). Known kinds: {', '.join(sorted(kinds))}.",
+        kind=name,
+        dist=method.dist,
+    )

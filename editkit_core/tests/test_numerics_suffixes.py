@@ -1,0 +1,51 @@
+"""Running rows from one token on gives what running them whole gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from editkit_core.numerics.suffixes import Suffixes
+from editkit_core.testing.models import TINY_FAMILIES, tiny_model
+
+TEXTS = (
+    "The capital of Norway is Oslo",
+    "Peru",
+    "Winter came early that year, and the harbour of Peru did not freeze for long",
+    "Peru speaks Spanish",
+)
+
+
+@pytest.mark.parametrize("family", sorted(TINY_FAMILIES))
+@pytest.mark.parametrize("at", [(3, 0, 9, 0), (0, 0, 0, 0), (4, 1, 20, 3)])
+def test_states_equal_those_of_whole_rows(family: str, at: tuple[int, ...]) -> None:
+    model = tiny_model(family)
+    rows = [model.encode(text).ids for text in TEXTS]
+    body = model.module(model.family.body)
+    with torch.no_grad():
+        states = Suffixes.split(model, rows, at).states()
+        for number, (row, index) in enumerate(zip(rows, at, strict=True)):
+            whole = body(input_ids=torch.tensor([row])).last_hidden_state[0, index:]
+            found = states[number, : len(row) - index]
+            torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_the_second_pass_equals_the_first() -> None:
+    model = tiny_model("llama")
+    rows = [model.encode(text).ids for text in TEXTS]
+    with torch.no_grad():
+        suffixes = Suffixes.split(model, rows, (3, 0, 9, 0))
+        assert torch.equal(suffixes.states(), suffixes.states())
+
+
+def test_only_the_later_tokens_are_run() -> None:
+    model = tiny_model("gpt2")
+    row = model.encode(TEXTS[2]).ids
+    suffixes = Suffixes.split(model, [row], [len(row) - 3])
+    lengths = []
+    block = model.module(model.family.block(0))
+    handle = block.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    with torch.no_grad():
+        suffixes.states()
+    handle.remove()
+    assert lengths == [3]
