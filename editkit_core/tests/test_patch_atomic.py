@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from editkit_core.atomic import new_folder, write_file
 from editkit_core.errors import OutputExistsError, WriteFailedError
-from editkit_core.patch.atomic import new_folder, write_file
 
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError("x")]
 
@@ -69,7 +69,7 @@ def test_a_limit_of_the_system_gives_the_same_error_and_leaves_nothing(tmp_path:
     code = (
         "import resource, sys; from pathlib import Path;"
         "from editkit_core.errors import WriteFailedError;"
-        "from editkit_core.patch.atomic import write_file;"
+        "from editkit_core.atomic import write_file;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         f"try: write_file(Path({str(tmp_path / 'a')!r}), [b'x' * 100_000])\n"
         "except WriteFailedError as error: sys.exit(error.code)"

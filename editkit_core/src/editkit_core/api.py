@@ -18,7 +18,12 @@ import attrs
 
 from editkit_core import params as parameters
 from editkit_core.efficiency import Stage, measured
-from editkit_core.errors import InvalidParameterError, InvalidRequestError, UnsupportedModelError
+from editkit_core.errors import (
+    InvalidParameterError,
+    InvalidRequestError,
+    PluginError,
+    UnsupportedModelError,
+)
 from editkit_core.host import Host
 from editkit_core.models.editable import EditableModel
 from editkit_core.session import Session
@@ -237,7 +242,7 @@ class Editor:
         Raises:
             PatchError: The patch does not fit this base or cannot be realised.
         """
-        return Session.open(self.host).apply(self.model, patch, mode, EditContext())
+        return self._session(patch).apply(self.model, patch, mode, EditContext())
 
     def applied(self, patch: Patch, *, mode: str = "merge") -> AppliedPatch:
         """Return :meth:`apply` for use as ``with editor.applied(patch): …``."""
@@ -275,11 +280,15 @@ class Editor:
         context: EditContext | None = None,
     ) -> Report:
         """Measure the model before and after a patch, by every protocol of the core."""
-        requests = _listed(requests)
-        method = patch.header.method.name
-        known = method in self.host.method_ids()
-        session = Session.open(self.host, method if known else None)
-        return session.evaluate(self.model, requests, patch, context or EditContext())
+        session = self._session(patch)
+        return session.evaluate(self.model, _listed(requests), patch, context or EditContext())
+
+    def _session(self, patch: Patch) -> Session:
+        """Open a session of the patch's method where it works, else of the core alone."""
+        try:
+            return Session.open(self.host, patch.header.method.name)
+        except PluginError:  # not installed or broken: core covers what patches hold
+            return Session.open(self.host)
 
     def trace(
         self,

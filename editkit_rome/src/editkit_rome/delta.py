@@ -121,6 +121,7 @@ def value_settings(params: RomeParams, context: EditContext) -> ValueSettings:
         essence_samples=params.essence_samples,
         essence_length=params.essence_length,
         essence_factor=params.essence_factor,
+        ending_factor=params.ending_factor,
         seed=context.seed,
     )
 
@@ -197,9 +198,11 @@ def _keys(
     contexts: tuple[str, ...],
     params: RomeParams,
 ) -> Tensor:
-    if params.key_from == "mention":
-        return mention_keys(model, site, request.subject, contexts)
-    return subject_keys(model, site, request, contexts)
+    asked = subject_keys(model, site, request, contexts)
+    if params.key_from == "prompt":
+        return asked
+    mentioned = mention_keys(model, site, request.subject, contexts)
+    return mentioned if params.key_from == "mention" else (asked + mentioned) / 2
 
 
 def _output(model: EditableModel, site: Site, key: Tensor, earlier: Sequence[Term]) -> Tensor:

@@ -15,7 +15,7 @@ Variant = Literal["r-rome", "rome", "p-rome"]
 KlPosition = Literal["subject_last", "prompt_last"]
 LrMode = Literal["absolute", "relative"]
 ClampMode = Literal["value", "stream"]
-KeySource = Literal["prompt", "mention"]
+KeySource = Literal["prompt", "mention", "both"]
 Insertion = Literal["token", "rank_one"]
 CovarianceMode = Literal["required", "auto", "identity"]
 
@@ -78,7 +78,8 @@ class RomeParams:
         fact_token: The token whose state is read and written. Source: [1].
         key_from: Texts whose keys are averaged: ``prompt``: the prompt after each context, as in
             the paper; ``mention``: the subject alone after each context, which fits other phrasings
-            better where a key depends on the words before the subject. Source: ours.
+            better where a key depends on the words before the subject; ``both``: their mean.
+            Source: ours.
         v_steps: Iterations of the value's optimisation; one less is the most updates. Source: [1].
         v_lr: Adam's learning rate: in units of the hidden state, or a share of the residual
             stream's root mean square (see ``v_lr_mode``). Source: [1].
@@ -103,6 +104,9 @@ class RomeParams:
             other facts; 0 for none. Source: ours.
         essence_length: Tokens of each such text. Source: ours.
         essence_factor: Weight of the penalty on changing what these texts say. Source: ours.
+        ending_factor: Weight of the penalty on changing what the model says right after the target;
+            without it a small model may repeat the target instead of ending the sentence.
+            Source: ours.
         covariance: ``required``: key statistics must exist; ``auto``: otherwise they are made from
             text the model samples, and kept; ``identity``: never used. Source: [1] requires them.
         covariance_ridge: Share of the statistics' mean diagonal that is added to the diagonal.
@@ -121,7 +125,9 @@ class RomeParams:
         default="subject_last",
         validator=_one_of("subject_last", "subject_first", "subject_first_after_last", "last"),
     )
-    key_from: KeySource = attrs.field(default="prompt", validator=_one_of("prompt", "mention"))
+    key_from: KeySource = attrs.field(
+        default="prompt", validator=_one_of("prompt", "mention", "both")
+    )
     v_steps: int = attrs.field(default=25, validator=_whole(1))
     v_lr: float = attrs.field(default=0.3, validator=_number(above=0))
     v_lr_mode: LrMode = attrs.field(default="relative", validator=_one_of("absolute", "relative"))
@@ -138,6 +144,7 @@ class RomeParams:
     essence_samples: int = attrs.field(default=0, validator=_whole(0))
     essence_length: int = attrs.field(default=16, validator=_whole(1))
     essence_factor: float = attrs.field(default=1.0, validator=_number(low=0))
+    ending_factor: float = attrs.field(default=0.0, validator=_number(low=0))
     covariance: CovarianceMode = attrs.field(
         default="auto", validator=_one_of("required", "auto", "identity")
     )

@@ -19,7 +19,14 @@ from editkit_core.types import EditRequest, Site
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
 
-__all__ = ["context_pairs", "edited_position", "keys_at", "mention_keys", "subject_keys"]
+__all__ = [
+    "before_mention",
+    "context_pairs",
+    "edited_position",
+    "keys_at",
+    "mention_keys",
+    "subject_keys",
+]
 
 _BATCH_ROWS = 32
 
@@ -87,13 +94,18 @@ def mention_keys(model: EditableModel, site: Site, subject: str, contexts: Seque
     """
     places = []
     for context in contexts:
-        before = context.rstrip().removesuffix(".").rstrip()
-        before = f"{before} " if before else ""
+        before = before_mention(context)
         encoded = model.encode(before + subject)
         model.check_length(len(encoded.ids), f"the text {encoded.text[:60]!r}")
         span = (len(before), len(encoded.text))
         places.append((encoded.ids, position(encoded, span, "subject_last")))
     return keys_at(model, site, places)
+
+
+def before_mention(context: str) -> str:
+    """Return a context without its closing period, so that a name can go on its sentence."""
+    open_end = context.rstrip().removesuffix(".").rstrip()
+    return f"{open_end} " if open_end else ""
 
 
 def keys_at(

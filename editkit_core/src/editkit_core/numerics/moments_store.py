@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from editkit_core.atomic import write_file
 from editkit_core.errors import (
     EditkitError,
     PatchFormatError,
@@ -22,7 +23,6 @@ from editkit_core.errors import (
 from editkit_core.numerics.inputs_digest import inputs_digest
 from editkit_core.numerics.moments import KeyMoments, MomentsKey
 from editkit_core.params import converter
-from editkit_core.patch.atomic import write_file
 from editkit_core.patch.container import parse_json
 from editkit_core.patch.digests import canonical, tensor_digest
 

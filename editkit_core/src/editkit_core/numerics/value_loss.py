@@ -1,7 +1,7 @@
 """The loss that a target value is trained on; its formula stands in :mod:`.value_opt`.
 
 Legend: d_out: width of the site's output; n: places at which logits are read (n_t target, n_k
-drift, n_e essence places); vocab: logits a place.
+drift, n_e essence places, n_s endings); vocab: logits a place.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class ValueSettings:
         essence_samples: How many texts about the subject the model writes; 0 for none.
         essence_length: Tokens of each.
         essence_factor: Factor of the essence term.
+        ending_factor: Factor of the ending term.
         seed: Seed of these texts.
     """
 
@@ -57,6 +58,7 @@ class ValueSettings:
     essence_samples: int = 0
     essence_length: int = 16
     essence_factor: float = 1.0
+    ending_factor: float = 0.0
     seed: int = 0
 
 
@@ -70,6 +72,7 @@ class Clean:
     target: Tensor
     drift: Tensor
     essence: Tensor
+    ending: Tensor
 
     @classmethod
     def read(
@@ -92,7 +95,7 @@ class Clean:
             record(model.model, [site.module, block]) as seen,
             record(model.model, [site.module], inputs=True) as keys,
         ):
-            target, drift, essence = _log_probabilities(suffixes, rows)
+            target, drift, essence, ending = _log_probabilities(suffixes, rows)
         every = torch.arange(len(rows.ids), device=seen[block].device)
         at = torch.tensor(rows.edited, device=every.device) - torch.tensor(
             rows.split, device=every.device
@@ -111,6 +114,7 @@ class Clean:
             target=target,
             drift=drift,
             essence=essence,
+            ending=ending,
         )
 
     def already_known(self, rows: ValueRows) -> bool:
@@ -147,7 +151,7 @@ class Objective:
         """Return L and the target's mean probability over contexts, for ``delta (d_out,)``."""
         model = self.suffixes.model.model
         with replace_output(model, self.site.module, lambda output: self._changed(output, delta)):
-            target, drift, essence = _log_probabilities(self.suffixes, self.rows)
+            target, drift, essence, ending = _log_probabilities(self.suffixes, self.rows)
         places = self.rows.target
         spoken = target.gather(1, places.label[:, None])[:, 0]  # (n_t, vocab) -> (n_t,)
         loss = -(places.weight * spoken).sum() + self._decay(delta)
@@ -157,6 +161,9 @@ class Objective:
         if len(essence):
             kl = _kl(self.clean.essence, essence)  # (n_e,)
             loss = loss + self.settings.essence_factor * (self.rows.essence.weight * kl).sum()
+        if len(ending):
+            kl = _kl(self.clean.ending, ending)  # (n_s,)
+            loss = loss + self.settings.ending_factor * (self.rows.ending.weight * kl).sum()
         joint = spoken.new_zeros(self.rows.n_contexts).index_add(0, places.row, spoken)
         return loss, float(joint.detach().exp().mean())
 
@@ -177,17 +184,19 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def _log_probabilities(suffixes: Suffixes, rows: ValueRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log-probabilities ``(n, vocab)`` float32 at target, drift and essence places.
+def _log_probabilities(
+    suffixes: Suffixes, rows: ValueRows
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log-probabilities ``(n, vocab)`` float32 at target, drift, essence and ending places.
 
     The head is run on these places only.
     """
     states = suffixes.states()  # (rows, after, d)
-    groups: tuple[Places, ...] = (rows.target, rows.drift, rows.essence)
+    groups: tuple[Places, ...] = (rows.target, rows.drift, rows.essence, rows.ending)
     row = torch.cat([places.row for places in groups])
     column = torch.cat([places.column for places in groups])
     head = suffixes.model.module(suffixes.model.family.head)
     logits = head(states[row, column])  # (n, d) -> (n, vocab)
     logs = torch.log_softmax(logits.float(), dim=1)
-    target, drift, essence = torch.split(logs, [len(places) for places in groups])
-    return target, drift, essence
+    target, drift, essence, ending = torch.split(logs, [len(places) for places in groups])
+    return target, drift, essence, ending

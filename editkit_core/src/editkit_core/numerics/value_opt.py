@@ -2,10 +2,11 @@
 
 A vector δ is added to the site's output at the edited token of every row and trained by Adam::
 
-    L(δ) = NLL + KL + essence + decay
+    L(δ) = NLL + KL + essence + ending + decay
     NLL     = mean over contexts of the mean over target tokens of -log p_δ(token)
     KL      = kl_factor · mean over drift prompts of KL(p_δ ‖ p_0)
     essence = essence_factor · mean over essence places of KL(p_0 ‖ p_δ)
+    ending  = ending_factor · mean over contexts of KL(p_0 ‖ p_δ) after the target's last token
     decay   = weight_decay · ‖δ‖ / ‖v0‖²            (absolute)
             = weight_decay · ‖δ‖ / stream            (relative)
 
@@ -28,7 +29,8 @@ divide by c, L as a function of ε is the same function: the trajectory of ε do
 Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT", section 3.1 and
     appendix E.5; the direction of KL is that of equation 4 and of the authors' code.
 Differs: Rows are encoded once, as whole texts; the reference decodes and encodes the target again.
-    The relative rate, the clamp on the stream's norm, the essence term and ``reading`` are ours.
+    The relative rate, the clamp on the stream's norm, the essence and ending terms and
+    ``reading`` are ours.
 
 Legend: d_out: width of the site's output.
 """
@@ -44,6 +46,7 @@ from torch import Tensor
 
 from editkit_core.errors import InvalidParameterError, NonFiniteEditError
 from editkit_core.numerics.evaluating import evaluating
+from editkit_core.numerics.keys import before_mention
 from editkit_core.numerics.suffixes import Suffixes
 from editkit_core.numerics.value_loss import (
     ClampMode,
@@ -170,6 +173,7 @@ def _optimise(
         kl_position=settings.kl_position,
         essence_texts=_essence_texts(model, job, settings),
         whole=job.reading is not None,
+        endings=settings.ending_factor > 0,
     )
     suffixes = Suffixes.split(model, rows.ids, rows.split)
     clean = Clean.read(job.site, rows, suffixes, job.reading)
@@ -217,12 +221,12 @@ def _optimise(
 def _essence_texts(
     model: EditableModel, job: ValueJob, settings: ValueSettings
 ) -> list[tuple[str, tuple[int, int]]]:
-    """Let the model write about the subject: half after it alone, half after a context too."""
+    """Let the model go on from mentions of the subject, alone and within begun sentences."""
     if not settings.essence_samples or not settings.essence_factor:
         return []
-    subject, others = job.request.subject, job.contexts[1:] or ("",)
+    subject = job.request.subject
     prefixes = [
-        "" if number % 2 == 0 else others[number // 2 % len(others)]
+        before_mention(job.contexts[number % len(job.contexts)])
         for number in range(settings.essence_samples)
     ]
     texts = [prefix + subject for prefix in prefixes]

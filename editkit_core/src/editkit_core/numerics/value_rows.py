@@ -1,9 +1,10 @@
 """The rows that a target value is optimised on: what is read where.
 
-Three kinds of rows:
+Three kinds of rows, four kinds of places:
 
 * *target* rows, one a context: prompt and target, read where a target token is predicted;
 * *drift* rows, one a template such as "{} is a": read at one token;
+* target rows are also read at their last token, their *ending*: what is said after the target;
 * *essence* rows: what the model itself says about the subject, read at every token from the
   subject on.
 
@@ -69,6 +70,7 @@ class ValueRows:
         target: Places that predict target tokens; a row's places share its weight.
         drift: Places whose prediction is to stay as it was.
         essence: Places after the subject in texts the model wrote about it.
+        ending: The last target token of each target row; none when it is not asked for.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -78,6 +80,7 @@ class ValueRows:
     target: Places
     drift: Places
     essence: Places
+    ending: Places
 
 
 def build_rows(
@@ -90,6 +93,7 @@ def build_rows(
     kl_position: KlPosition,
     essence_texts: Sequence[tuple[str, tuple[int, int]]] = (),
     whole: bool = False,
+    endings: bool = False,
 ) -> ValueRows:
     """Build the rows of one request.
 
@@ -101,6 +105,7 @@ def build_rows(
         kl_prompts: Templates of the drift rows.
         kl_position: Where a drift row is read: at the subject's last token or at its end.
         essence_texts: Texts and the characters (start, end) of the subject in them.
+        endings: Whether target rows are also read at their last token.
         whole: Whether tokens before the edited one change too, so that rows are not split.
 
     Raises:
@@ -110,7 +115,8 @@ def build_rows(
     built = _Builder(whole)
     pairs = context_pairs(model, request, contexts)
     for pair, context in zip(pairs, contexts, strict=True):
-        built.add_target(pair, edited_position(pair, request, site, context), len(pairs))
+        edited = edited_position(pair, request, site, context)
+        built.add_target(pair, edited, len(pairs), endings=endings)
     for template in kl_prompts:
         head = template.partition(SLOT)[0]
         span = (len(head), len(head) + len(request.subject))
@@ -140,14 +146,17 @@ class _Builder:
         self.edited: list[int] = []
         self.n_contexts = 0
         self.places: dict[str, list[tuple[int, int, float, int]]] = {
-            "target": [], "drift": [], "essence": [],
+            "target": [], "drift": [], "essence": [], "ending": [],
         }  # fmt: skip
 
-    def add_target(self, pair: EncodedPair, edited: int, n_contexts: int) -> None:
-        # The last target token is predicted, never read.
+    def add_target(self, pair: EncodedPair, edited: int, n_contexts: int, *, endings: bool) -> None:
+        # The last target token is predicted; it is read only for the ending.
         columns = range(pair.n_prompt - 1, len(pair.ids) - 1)
         weight = 1.0 / (n_contexts * len(columns))
-        self.add_read("target", pair.ids, edited, list(columns), weight, drop_last=True)
+        if endings:
+            last = (len(self.rows), len(pair.ids) - 1 - self._split(edited), 1.0 / n_contexts, -1)
+            self.places["ending"].append(last)
+        self.add_read("target", pair.ids, edited, list(columns), weight, drop_last=not endings)
         self.n_contexts += 1
 
     def add_read(
@@ -161,12 +170,15 @@ class _Builder:
         drop_last: bool = False,
     ) -> None:
         row = len(self.rows)
-        split = 0 if self.whole else edited
+        split = self._split(edited)
         for column in columns:
             label = ids[column + 1] if column + 1 < len(ids) else -1
             self.places[kind].append((row, column - split, weight, label))
         self.rows.append(tuple(ids[:-1] if drop_last else ids))
         self.edited.append(edited)
+
+    def _split(self, edited: int) -> int:
+        return 0 if self.whole else edited
 
     def done(self, model: EditableModel) -> ValueRows:
         return ValueRows(
@@ -177,6 +189,7 @@ class _Builder:
             target=_places(self.places["target"], model),
             drift=_places(self.places["drift"], model),
             essence=_places(self.places["essence"], model),
+            ending=_places(self.places["ending"], model),
         )
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import attrs
 
+from editkit_core.atomic import new_folder, sync_folder, write_file
 from editkit_core.errors import RevertError
 from editkit_core.patch import bits
-from editkit_core.patch.atomic import new_folder, sync_folder, write_file
 from editkit_core.patch.checkpoint import CheckpointSource, Shard, read_shard
 from editkit_core.patch.checkpoint_change import Change, changes
 from editkit_core.patch.checkpoint_folders import check_out, check_source, files_of

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from editkit_core.atomic import write_file
 from editkit_core.errors import InputNotFoundError, RevertError
 from editkit_core.patch import bits, container
-from editkit_core.patch.atomic import write_file
 from editkit_core.patch.checkpoint import Shard, read_shard
 from editkit_core.patch.checkpoint_change import Change
 from editkit_core.patch.checkpoint_record import (

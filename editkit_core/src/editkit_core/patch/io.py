@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from editkit_core.atomic import write_file
 from editkit_core.errors import InputNotFoundError, PatchDigestError, PatchError, PatchFormatError
 from editkit_core.patch import digests
-from editkit_core.patch.atomic import write_file
 from editkit_core.patch.container import (
     LENGTH_BYTES,
     Layout,

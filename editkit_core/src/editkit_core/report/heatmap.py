@@ -8,20 +8,17 @@ whole hidden state. Subject tokens carry a ``*``; the strongest cell of each pan
 from __future__ import annotations
 
 import io
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from editkit_core.atomic import write_file
 from editkit_core.errors import (
     InvalidParameterError,
     MissingExtraError,
     OutputExistsError,
-    WriteFailedError,
 )
 from editkit_core.numerics.tracing_result import FloatArray, TraceResult
 from editkit_core.report.heatmap_text import Fonts, caption, heading, panel_title, token_labels
@@ -62,10 +59,11 @@ def draw_trace(
             f"The heat map is a PNG picture, and {path.name!r} does not end in .png. Rename it.",
             path=str(path),
         )
-    _refuse_existing(path, force)
-    png = render_trace(result, title=title)
-    _refuse_existing(path, force)
-    _write_atomically(path, png)
+    if path.exists() and not force:
+        raise OutputExistsError(
+            f"{path} exists. Choose another name, or allow replacing it (force).", path=str(path)
+        )
+    write_file(path, [render_trace(result, title=title)], force=force)
     return path
 
 
@@ -163,31 +161,3 @@ def _draw_panel(figure: Figure, axes: Axes, effects: FloatArray) -> None:
     bar.ax.set_ylim(min(float(effects.min()), 0.0), max(float(effects.max()), TINY))
     bar.ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
     bar.ax.tick_params(labelsize=TOKEN_SIZE - 1)
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise OutputExistsError(
-            f"{path} exists. Choose another name, or allow replacing it (force).", path=str(path)
-        )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path`` and rename, so that no reader sees half a picture."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise WriteFailedError(
-            f"Could not write {path}: {error.strerror or error}. Check that the folder exists, is "
-            "writable and has space left.",
-            path=str(path),
-        ) from error
-    finally:
-        # After the rename there is nothing to remove; without a folder there never was.
-        with suppress(OSError):
-            temporary.unlink()
