@@ -157,7 +157,7 @@ def _missing(
     return StatisticsMissingError(
         f"No key statistics of layer {site.layer} of {model.name} in {store.folder}.{aside} Make "
         f"them once with: editkit stats --model {model.name} --layer {site.layer} --corpus "
-        f"FILE.txt{out}. Or set covariance=identity, which needs none and disturbs more.",
+        f"FILE.txt{out}. Or set covariance=auto, which makes them from text the model samples.",
         model=model.name,
         layer=site.layer,
         folder=str(store.folder),
