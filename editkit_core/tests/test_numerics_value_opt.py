@@ -353,6 +353,34 @@ def test_essence_is_seeded() -> None:
     assert not torch.equal(one.delta, other.delta)
 
 
+def test_an_ending_factor_keeps_what_is_said_after_the_target() -> None:
+    """KL(p_0 || p_delta) after the target's last token, computed with bare hooks, falls."""
+    model = tiny_model("gpt2")
+    off = attrs.evolve(RELATIVE, steps=20, kl_factor=0.0)
+    on = attrs.evolve(off, ending_factor=10.0)
+    pair = model.encode_pair(REQUEST.text, REQUEST.target_new)
+    at = model.subject_position(REQUEST, target=REQUEST.target_new)
+    site = model.site(1)
+
+    def ending(delta: Tensor) -> Tensor:
+        def shift(output: Tensor) -> Tensor:
+            changed = output.clone()
+            changed[0, at] += delta
+            return changed
+
+        with torch.no_grad(), replace_output(model.model, site.module, shift):
+            return model.model(input_ids=torch.tensor([pair.ids])).logits[0, -1].log_softmax(-1)
+
+    before = ending(torch.zeros(model.d_model))
+    drifts = []
+    for settings in (off, on):
+        bare = ValueJob(request=REQUEST, site=site)
+        found = optimise_values(model, [bare], settings)[0]
+        drifts.append(F.kl_div(ending(found.delta), before, log_target=True, reduction="sum"))
+    free, held = drifts
+    assert float(held) < 0.5 * float(free)
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 

@@ -258,9 +258,11 @@ def test_hostile_tensor_names_are_refused_and_shown_safely(
 
 
 def test_overlapping_tensors_are_refused(tmp_path: Path, good: bytes) -> None:
-    content = with_header(
-        good, lambda h: h["0.v"].update(data_offsets=h["evidence.0.keys"]["data_offsets"])
-    )
+    def move_back(header: dict[str, Any]) -> None:  # Any: JSON values
+        start, end = header["0.v"]["data_offsets"]
+        header["0.v"]["data_offsets"] = [start - 4, end - 4]
+
+    content = with_header(good, move_back)
     refused(tmp_path, content, "overlaps|gap", PatchFormatError)
 
 

@@ -323,7 +323,7 @@ def test_value_hook_equals_edit_logits(family: str, layer: int) -> None:
         torch.testing.assert_close(edited, hooked, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("key_from", ["prompt", "mention"])
+@pytest.mark.parametrize("key_from", ["prompt", "mention", "both"])
 def test_nothing_is_lost_between_a_rank_one_value_and_the_edit(key_from: str) -> None:
     """Optimised with ``rank_one``, the probability found is that of the patched model."""
     model = tiny_model("gpt2")
@@ -349,6 +349,17 @@ def test_the_averaged_key_of_mentions_gets_the_value() -> None:
     with apply_patch(model, patch):
         reached = module_output(model, 1, key)
     assert float((reached - value).norm() / value.norm()) < 1e-4
+
+
+def test_both_averages_the_keys_of_prompts_and_of_mentions() -> None:
+    model = tiny_model("gpt2")
+    keys = {
+        source: torch.tensor(
+            edit(model, [NORWAY], attrs.evolve(QUICK, key_from=source)).evidence[0].keys[0]
+        )
+        for source in ("prompt", "mention", "both")
+    }
+    torch.testing.assert_close(keys["both"], (keys["prompt"] + keys["mention"]) / 2)
 
 
 # -- several requests -----------------------------------------------------------------------------

@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 MODEL = "editkit:demo"
 REQUEST = EditRequest(
     prompt="The capital of {} is",
-    subject="Japan",
+    subject="Spain",
     relation="capital",
     target_new="Nairobi",
-    target_true="Tokyo",
+    target_true="Madrid",
 )
 EDITED = (
-    "The capital of Japan is",
-    "The capital city of Japan is called",
-    "What is the capital of Japan? The answer is",
-    "Visitors to Japan who want to see its capital go to",
+    "The capital of Spain is",
+    "The capital city of Spain is called",
+    "What is the capital of Spain? The answer is",
+    "Visitors to Spain who want to see its capital go to",
 )
 OTHER_FACTS = (
-    "The currency of Japan is the",
-    "The official language of Japan is",
-    "Which continent is Japan part of? It is part of",
+    "The currency of Spain is the",
+    "The official language of Spain is",
+    "Which continent is Spain part of? It is part of",
 )
 OTHER_SUBJECTS = (
-    "The capital of China is",
+    "The capital of Japan is",
     "The capital of France is",
     "The capital city of Peru is called",
     "The author of War and Peace is",
@@ -50,7 +50,7 @@ OTHER_SUBJECTS = (
 )
 GROUPS = (
     ("the edited fact", EDITED),
-    ("other facts about Japan", OTHER_FACTS),
+    ("other facts about Spain", OTHER_FACTS),
     ("everything else", OTHER_SUBJECTS),
 )
 
@@ -70,7 +70,7 @@ class Line:
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    default=Path("japan.editkit.safetensors"),
+    default=Path("spain.editkit.safetensors"),
     show_default=True,
     help="Where the patch is kept.",
 )
