@@ -47,7 +47,7 @@ def print_table(
         table.add_row(*(Text(printable(cell)) for cell in row))
     if title is not None:
         click.echo(" " * indent + title)
-    console().print(Padding(table, (0, 0, 1, indent)))
+    console().print(Padding(table, (0, 0, 1, indent), expand=False))
 
 
 def printable(text: str) -> str:

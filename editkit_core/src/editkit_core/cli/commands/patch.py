@@ -122,7 +122,7 @@ def apply(
     patch = Patch.load(file)
     source = _folder(model, revision)
     done = write_patched(source, patch, out, force=force, dry_run=dry_run)
-    _tell(done, as_json)
+    _tell(done, "write", "Wrote", as_json)
 
 
 @command.command("revert")
@@ -133,7 +133,7 @@ def revert(folder: Path, dry_run: bool, as_json: bool) -> None:
     """Restore the weight files of a folder made by `patch apply`, bit for bit."""
     from editkit_core.patch.checkpoint_edit import revert_folder
 
-    _tell(revert_folder(folder, dry_run=dry_run), as_json)
+    _tell(revert_folder(folder, dry_run=dry_run), "restore", "Restored", as_json)
 
 
 def _folder(model: str, revision: str | None) -> Path:
@@ -144,11 +144,11 @@ def _folder(model: str, revision: str | None) -> Path:
     return find_folder(model, revision=revision, packaged=Host().registered("models"))
 
 
-def _tell(done: FolderReport, as_json: bool) -> None:
+def _tell(done: FolderReport, verb: str, past: str, as_json: bool) -> None:
     if as_json:
         print_json(attrs.asdict(done) | {"folder": str(done.folder)})
         return
-    would = "Would write" if done.dry_run else "Wrote"
+    would = f"Would {verb}" if done.dry_run else past
     click.echo(
         f"{would} {done.folder} ({human_bytes(done.nbytes)}): {', '.join(done.tensors)} in "
         f"{', '.join(done.weights)}, patch {done.patch}."
