@@ -30,6 +30,8 @@ REQUEST = EditRequest(
     target_new="Nairobi",
     target_true="Madrid",
 )
+# Over the preset: protect what the model itself says about the subject besides the edited fact.
+PARAMS = {"essence_samples": 12, "essence_length": 8, "essence_factor": 0.5}
 EDITED = (
     "The capital of Spain is",
     "The capital city of Spain is called",
@@ -86,7 +88,7 @@ def command(out: Path, force: bool, as_json: bool) -> None:
     editor = Editor.from_pretrained(MODEL)
     digest = editor.model.state_digest()
     with progress_bar(off=as_json) as bar:
-        patch = editor.run(REQUEST, context=EditContext(progress=bar)).patch
+        patch = editor.run(REQUEST, params=PARAMS, context=EditContext(progress=bar)).patch
     _keep(patch, out, force=force)
     loaded = Patch.load(out)
     lines = _compare(editor, loaded)
@@ -162,8 +164,10 @@ def _tell(
     request = patch.header.edits[0]
     click.echo(
         f"2. Changing one fact with ROME: {request.text!r} -> {request.target_new!r} "
-        f"(it said {request.target_true!r})."
+        f"(it said {request.target_true!r}),"
     )
+    options = ", ".join(f"{name}={value}" for name, value in PARAMS.items())
+    click.echo(f"   protecting what else it says about {request.subject} ({options}).")
     for group, _ in GROUPS:
         print_table(
             group[:1].upper() + group[1:] + ":",
