@@ -9,7 +9,7 @@ from torch import Tensor
 from editkit_core.errors import DegenerateKeyError, NonFiniteEditError
 from editkit_core.numerics.covariance import Covariance
 from editkit_core.numerics.solve import factor_spd
-from editkit_rome.rank_one import RankOne, rank_one
+from editkit_rome.rank_one import RankOne, direction
 
 D_OUT, D_IN = 24, 40
 
@@ -37,6 +37,13 @@ def key() -> Tensor:
 @pytest.fixture(scope="module")
 def value() -> Tensor:
     return draw(D_OUT, seed=3)
+
+
+def rank_one(
+    *, key: Tensor, missing: Tensor, covariance: Covariance, constrained: Tensor | None = None
+) -> RankOne:
+    """The two steps as the method takes them."""
+    return direction(key=key, covariance=covariance, constrained=constrained).carrying(missing)
 
 
 def covariance_of(moment: Tensor) -> Covariance:

@@ -198,11 +198,12 @@ def _keys(
     contexts: tuple[str, ...],
     params: RomeParams,
 ) -> Tensor:
-    asked = subject_keys(model, site, request, contexts)
     if params.key_from == "prompt":
-        return asked
+        return subject_keys(model, site, request, contexts)
     mentioned = mention_keys(model, site, request.subject, contexts)
-    return mentioned if params.key_from == "mention" else (asked + mentioned) / 2
+    if params.key_from == "mention":
+        return mentioned
+    return (subject_keys(model, site, request, contexts) + mentioned) / 2
 
 
 def _output(model: EditableModel, site: Site, key: Tensor, earlier: Sequence[Term]) -> Tensor:

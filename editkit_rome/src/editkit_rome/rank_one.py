@@ -70,7 +70,13 @@ class Direction:
         return self.v.double() / self.along
 
     def carrying(self, missing: Tensor) -> RankOne:
-        """Return the Δ that gives the constrained key ``missing (d_out,)`` more."""
+        """Return the Δ that gives the constrained key ``missing (d_out,)`` more.
+
+        Raises:
+            NonFiniteEditError: ``missing`` holds NaN or infinity.
+        """
+        if not bool(torch.isfinite(missing).all()):
+            raise NonFiniteEditError("The value is not finite. Load the model in float32.")
         u = (missing.double() / self.along).float()
         return RankOne(u=u[:, None], v=self.v[None, :], cosine=self.cosine)
 
@@ -109,27 +115,3 @@ def direction(
             cosine=cosine,
         )
     return Direction(v=v, along=along, cosine=cosine)
-
-
-def rank_one(
-    *,
-    key: Tensor,
-    missing: Tensor,
-    covariance: Covariance,
-    constrained: Tensor | None = None,
-) -> RankOne:
-    """Return Δ along C⁻¹ ``key`` with Δ ``constrained`` = ``missing``.
-
-    Args:
-        key: ``(d_in,)``, the key that the direction is made of.
-        missing: ``(d_out,)``, what the constrained key's value lacks: v* - W k.
-        covariance: C.
-        constrained: ``(d_in,)``, the key that gets the value; None means ``key``.
-
-    Raises:
-        DegenerateKeyError: The constrained key is zero or nearly orthogonal to C⁻¹ ``key``.
-        NonFiniteEditError: NaN or infinity appeared.
-    """
-    if not bool(torch.isfinite(missing).all()):
-        raise NonFiniteEditError("The value is not finite. Load the model in float32.")
-    return direction(key=key, covariance=covariance, constrained=constrained).carrying(missing)

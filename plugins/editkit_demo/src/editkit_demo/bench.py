@@ -72,6 +72,7 @@ def main(
 
     from editkit_core.api import Editor
     from editkit_core.params import parse_assignments
+    from editkit_core.patch.io import to_pieces
 
     if threads:
         torch.set_num_threads(threads)
@@ -94,7 +95,7 @@ def main(
                     relation=request.relation or "",
                     report=editor.evaluate(request, result.patch),
                     wall_s=wall_s,
-                    patch_bytes=result.patch.nbytes,
+                    patch_bytes=sum(map(len, to_pieces(result.patch))),
                 )
             )
             bar.advance()
