@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from editkit_core.errors import EditkitError, OutputExistsError, WriteFailedError
@@ -26,13 +26,32 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview], *, force: bool 
     _refuse_existing(path, force)
     temporary = _beside(path)
     with _clean_failure(path, temporary):
-        with temporary.open("xb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_temporary(temporary, pieces)
         _refuse_existing(path, force)
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files, replacing old ones: all are on disk before the first takes its place.
+
+    So a full disk changes none of them. They take their places in the order given, each flushed
+    before the next; a crash between two leaves the earlier ones new and the later ones old.
+
+    Args:
+        files: Content by path.
+
+    Raises:
+        WriteFailedError: Writing failed; every file is as it was.
+    """
+    temporaries = {path: _beside(path) for path in files}
+    with contextlib.ExitStack() as cleaning:
+        for path, temporary in temporaries.items():
+            cleaning.enter_context(_clean_failure(path, temporary))
+            _write_temporary(temporary, [files[path]])
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+            sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -73,6 +92,13 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _write_temporary(temporary: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    with temporary.open("xb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _swap(temporary: Path, path: Path, old: Path, replace: bool) -> None:

@@ -7,8 +7,13 @@ EditkitError
 ├── ParamsError             a method's parameters         EK-H..
 ├── StatisticsError         key statistics                EK-S..
 ├── EditError               computing the edit            EK-E..
-├── PatchError              a patch file or its base      EK-P..   exit 4
+├── PatchError              a patch file or its base      EK-P..   exit 4, or as below
+├── StackError              patches on top of each other  EK-K..   exit 1, or as below
+├── MeasureError            measuring an edit             EK-V..
 └── FileError               reading and writing files     EK-F..
+
+Exit codes: 1 the user's mistake, 2 usage, 3 a broken plugin, 4 a patch refused, 5 a conflict, 6 the
+patch was made for another base, 7 a file is corrupt.
 
 A message says what happened, the value seen, and what to do next. Facts are attributes. ``code`` is
 stable and has a page in ``docs/errors/``. This module imports nothing heavy.
@@ -287,18 +292,21 @@ class PatchFormatError(PatchError):
     """Bytes that are not a well-formed patch file."""
 
     code = "EK-P01"
+    exit_code = 7
 
 
 class PatchDigestError(PatchError):
     """The content does not match the digest in the header."""
 
     code = "EK-P02"
+    exit_code = 7
 
 
 class BaseMismatchError(PatchError):
     """The patch was made for another base."""
 
     code = "EK-P03"
+    exit_code = 6
 
 
 class UnknownPatchKindError(PatchError):
@@ -329,6 +337,76 @@ class RevertError(PatchError):
     """The weights were changed from outside while a patch was applied."""
 
     code = "EK-P08"
+
+
+class ExportError(PatchError):
+    """The patch cannot be expressed in the format asked for."""
+
+    code = "EK-P09"
+
+
+# -- stacks -----------------------------------------------------------------------------------
+
+
+class StackError(EditkitError):
+    """A stack of patches cannot be changed as asked."""
+
+    code = "EK-K00"
+
+
+class UnknownEntryError(StackError):
+    """The stack has no such patch."""
+
+    code = "EK-K01"
+
+
+class StackConflictError(StackError):
+    """Patches that contradict or disturb one another."""
+
+    code = "EK-K02"
+    exit_code = 5
+
+
+class StaleEntryError(StackError):
+    """A patch would stand on others than those it was computed on."""
+
+    code = "EK-K03"
+    exit_code = 5
+
+
+class StackLockedError(StackError):
+    """Another process is writing to the stack's folder."""
+
+    code = "EK-K04"
+    exit_code = 5
+
+
+class StackDamagedError(StackError):
+    """A stack's folder holds something else than it says."""
+
+    code = "EK-K05"
+    exit_code = 7
+
+
+# -- measuring --------------------------------------------------------------------------------
+
+
+class MeasureError(EditkitError):
+    """An edit cannot be measured as asked."""
+
+    code = "EK-V00"
+
+
+class JudgeError(MeasureError):
+    """The judge of generated answers cannot be reached or gives no verdict."""
+
+    code = "EK-V01"
+
+
+class UnknownMetricError(MeasureError):
+    """No registered metric has this name."""
+
+    code = "EK-V02"
 
 
 # -- files ------------------------------------------------------------------------------------

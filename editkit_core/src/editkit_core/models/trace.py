@@ -25,12 +25,13 @@ def find_module(root: nn.Module, name: str) -> nn.Module:
     Raises:
         ModuleNotFoundInModelError: There is none.
     """
-    modules: dict[str, nn.Module] = dict(root.named_modules())
-    if name not in modules:
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        known = (path for path, _ in root.named_modules())
         raise ModuleNotFoundInModelError(
-            f"The model has no module {name!r}.{did_you_mean(name, modules)}", module=name
-        )
-    return modules[name]
+            f"The model has no module {name!r}.{did_you_mean(name, known)}", module=name
+        ) from None
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""Tensors as bits: equality, digests, and the one sum every realisation of a patch uses."""
+"""Tensors as bits: equality and digests."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -12,7 +12,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
 CONTAINER_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
@@ -44,22 +44,21 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Say whether a tensor holds no NaN and no infinity; one pass, no copy."""
-    low, high = torch.aminmax(tensor)  # a NaN anywhere is the result
+    """Say whether a tensor holds no NaN and no infinity; no copy, and mostly one quick pass."""
+    if math.isfinite(tensor.sum().item()):  # a NaN or an infinity anywhere stays in the sum
+        return True
+    low, high = torch.aminmax(tensor)  # the sum may also be too large for its dtype
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
-def cast_once(pristine: torch.Tensor, deltas: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return ``cast(pristine + Σ deltas)``: summed in float64 in the given order, cast at the end.
+def seal(tensor: torch.Tensor) -> str:
+    """Return a digest to notice by that a tensor was written to; for that alone.
 
-    Args:
-        pristine: The base weight, any float dtype, on any device.
-        deltas: Changes of the same shape, float64, on the CPU.
-
-    Returns:
-        A new contiguous tensor with the dtype and device of ``pristine``.
+    It is the SHA-256 of the rows' sums as whole numbers, which costs one pass over the memory, some
+    thirty times less than the SHA-256 of all bytes.
     """
-    total = pristine.detach().cpu().to(torch.float64, copy=True)
-    for delta in deltas:
-        total += delta
-    return total.to(pristine.dtype).to(pristine.device).contiguous()
+    flat = tensor.detach().contiguous()
+    rows = flat.view(torch.uint8).reshape(flat.shape[0], -1)
+    width = next(size for size in (8, 4, 2, 1) if rows.shape[1] % size == 0)
+    whole = rows.view(_INTEGERS[width]).sum(dim=1, dtype=torch.int64)
+    return sha256(whole)

@@ -60,6 +60,7 @@ def describe_header(header: PatchHeader) -> Description:
         "computed_on": header.computed_on,
         "requires": list(header.requires),
         "replaces": list(header.replaces),
+        "conflicts": list(header.conflicts),
         "licence": header.licence,
     }
 

@@ -61,13 +61,24 @@ def tensor_digest(name: str, array: np.ndarray[Any, Any]) -> str:  # Any: elemen
     return digest.hexdigest()
 
 
-def stack_digest(patches: Iterable[Patch]) -> str | None:
+def stack_digest(patches: Iterable[Patch | tuple[Patch, float]]) -> str | None:
     """Return what an edit was computed on top of: None for the bare base.
 
     The order does not count, because the patches' sum does not depend on it.
+
+    Args:
+        patches: The applied patches; with its scale where that is not 1.
     """
-    digests = sorted(patch.header.content_digest for patch in patches)
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
+    scaled = (item if isinstance(item, tuple) else (item, 1.0) for item in patches)
+    return digest_of((patch.header.content_digest, scale) for patch, scale in scaled)
+
+
+def digest_of(contents: Iterable[tuple[str, float]]) -> str | None:
+    """Return :func:`stack_digest` from the patches' content digests and scales alone."""
+    lines = sorted(
+        content if scale == 1 else f"{content} {float(scale)!r}" for content, scale in contents
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
 
 def _check(value: Any, where: str, depth: int) -> None:  # Any: JSON values

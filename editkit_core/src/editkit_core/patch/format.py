@@ -87,6 +87,7 @@ class Patch:
         computed_on: str | None = None,
         requires: Sequence[str] = (),
         replaces: Sequence[str] = (),
+        conflicts: Sequence[str] = (),
         licence: str | None = None,
         created: str | None = None,
     ) -> Patch:
@@ -108,6 +109,7 @@ class Patch:
             computed_on: ``stack_digest`` of the patches applied meanwhile, None for the base.
             requires: Ids of patches that must be there too.
             replaces: Ids of patches that this one supersedes.
+            conflicts: Ids of patches that must not be there.
             licence: SPDX name.
             created: UTC time, ISO 8601; None means now.
 
@@ -127,7 +129,8 @@ class Patch:
             edits=tuple(edits), params=dict(params or {}), seed=seed, contexts=tuple(contexts),
             environment=dict(installed_versions() if environment is None else environment),
             metrics=dict(metrics or {}), computed_on=computed_on, requires=tuple(requires),
-            replaces=tuple(replaces), licence=licence, created=created or _now(),
+            replaces=tuple(replaces), conflicts=tuple(conflicts), licence=licence,
+            created=created or _now(),
         )  # fmt: skip
         return cls(header=seal(header), entries=tuple(entries), evidence=blocks, canary=canary)
 

@@ -112,6 +112,7 @@ class PatchHeader:
         computed_on: Stack digest of the patches applied when it was computed; None for the base.
         requires: Ids of patches that must be there too.
         replaces: Ids of patches that this one supersedes.
+        conflicts: Ids of patches that must not be there.
         licence: SPDX name, if given.
         created: UTC time, ISO 8601.
     """
@@ -135,5 +136,6 @@ class PatchHeader:
     computed_on: str | None = None
     requires: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
     licence: str | None = None
     created: str

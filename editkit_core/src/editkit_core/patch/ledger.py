@@ -1,26 +1,34 @@
 """Which patches are on a model, and the way back.
 
-A merged weight is always ``cast_once(pristine + Σ deltas)`` over the active patches in the order of
-their ids, so neither the order of applying nor that of removing leaves a trace; when the last one
-goes, the snapshot's bytes are written back. Overlays never touch a weight. A change is prepared
+A merged weight is always ``cast_once(pristine + Σ scale · ΔW)`` over the active patches in the
+order of their ids, so neither the order of applying nor that of removing leaves a trace; when the
+last one goes, the pristine tensor is back. Overlays never touch a weight. A change is prepared
 completely before the model is touched, and undone when it fails half way.
+
+A weight changes by giving its parameter another tensor: the parameter object stays, and a view
+taken before still shows what was there then.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 import torch
+from torch import nn
 
 from editkit_core.errors import ApplyError, PatchShapeError, RevertError
+from editkit_core.models.holding import held_otherwise
 from editkit_core.models.orientation import sides
 from editkit_core.patch import bits
 from editkit_core.patch.digests import stack_digest
 from editkit_core.patch.fingerprint import layout_of
+from editkit_core.patch.merging import merged
 from editkit_core.patch.overlay import Overlay
+from editkit_core.patch.pristine import Pristine, PristineSource, keep
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
@@ -31,26 +39,37 @@ Mode = Literal["merge", "overlay"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Active:
+class Wanted:
+    """A patch to be put on the model.
+
+    Attributes:
+        patch: The patch.
+        mode: How it is realised.
+        scale: Factor on its change.
+    """
+
+    patch: Patch
+    mode: Mode = "merge"
+    scale: float = 1.0
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Active(Wanted):
     """A patch that is on the model.
 
     Attributes:
         token: Names it to :meth:`WeightLedger.remove`.
-        patch: The patch.
-        mode: How it is realised.
     """
 
     token: int
-    patch: Patch
-    mode: Mode
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class _Record:
-    """A touched weight: what it was, and the digest of what was last written."""
+    """A touched weight: what it was, and the seal of what was last written."""
 
-    pristine: torch.Tensor
-    written: str
+    pristine: Pristine
+    seal: str
 
 
 class WeightLedger:
@@ -66,6 +85,7 @@ class WeightLedger:
         self._active: tuple[Active, ...] = ()
         self._records: dict[str, _Record] = {}
         self._overlays: dict[str, Overlay] = {}
+        self._names: dict[int, str] = {}  # the first name of each parameter object
 
     @property
     def active(self) -> tuple[Active, ...]:
@@ -74,35 +94,16 @@ class WeightLedger:
 
     def digest(self) -> str | None:
         """Return the stack digest of the active patches; None for the bare base."""
-        return stack_digest(active.patch for active in self._active)
+        return stack_digest((active.patch, active.scale) for active in self._active)
 
     def pristine(self, parameter: str) -> torch.Tensor | None:
         """Return the base's tensor of a merged weight, or None when the live one is pristine."""
         record = self._records.get(self._key(parameter)) if self._records else None
-        return None if record is None else record.pristine
+        return None if record is None else record.pristine.tensor()
 
-    def apply(self, patch: Patch, mode: Mode = "merge") -> int:
-        """Put a patch on the model and return the token that takes it off.
-
-        Raises:
-            ApplyError: It is on already, or a weight cannot be written in this mode.
-            PatchShapeError: An entry does not fit the module it names.
-            ModuleNotFoundInModelError: An entry names a module the model does not have.
-            RevertError: A weight was changed from outside since the last patch.
-        """
-        if mode not in ("merge", "overlay"):
-            raise ApplyError(f"There is no mode {mode!r}. Use merge or overlay.", mode=mode)
-        if any(active.patch.header.id == patch.header.id for active in self._active):
-            raise ApplyError(
-                f"The patch {patch.header.id} is applied already. Revert it before applying it "
-                "again.",
-                patch=patch.header.id,
-            )
-        for entry in patch.entries:
-            self._check(entry, mode)
-        new = Active(token=next(self._tokens), patch=patch, mode=mode)
-        self._change((*self._active, new), new)
-        return new.token
+    def apply(self, patch: Patch, mode: Mode = "merge", scale: float = 1.0) -> int:
+        """Put a patch on the model and return the token that takes it off; see :meth:`change`."""
+        return self.change(add=[Wanted(patch=patch, mode=mode, scale=scale)])[0]
 
     def remove(self, token: int) -> None:
         """Take a patch off; a token that is not active is ignored.
@@ -110,43 +111,93 @@ class WeightLedger:
         Raises:
             RevertError: A weight was changed from outside; nothing is written.
         """
-        gone = next((active for active in self._active if active.token == token), None)
-        if gone is not None:
-            self._change(tuple(a for a in self._active if a is not gone), gone)
+        self.change(remove=[token])
 
-    def _change(self, wanted: tuple[Active, ...], changed: Active) -> None:
+    def change(
+        self,
+        *,
+        add: Sequence[Wanted] = (),
+        remove: Collection[int] = (),
+        pristine: PristineSource = "snapshot",
+    ) -> tuple[int, ...]:
+        """Take patches off and put patches on, as one change: all of it or nothing.
+
+        Args:
+            add: What to put on.
+            remove: Tokens of what to take off; those that are not active are ignored.
+            pristine: Where the way back is kept for weights touched for the first time:
+                ``snapshot`` keeps the tensor in memory, ``checkpoint`` reads it again from the
+                model's files where these hold it bit for bit.
+
+        Returns:
+            The tokens of what was put on.
+
+        Raises:
+            ApplyError: A patch is on already, or a weight cannot be written in this mode.
+            PatchShapeError: An entry does not fit the module it names.
+            ModuleNotFoundInModelError: An entry names a module the model does not have.
+            RevertError: A weight was changed from outside since the last patch.
+        """
+        gone = [active for active in self._active if active.token in remove]
+        kept = [active for active in self._active if active.token not in remove]
+        new: list[Active] = []
+        for wanted in add:
+            self._check(wanted, (*kept, *new))
+            new.append(
+                Active(
+                    token=next(self._tokens),
+                    patch=wanted.patch,
+                    mode=wanted.mode,
+                    scale=wanted.scale,
+                )
+            )
+        self._realise((*kept, *new), (*gone, *new), pristine)
+        return tuple(active.token for active in new)
+
+    def _realise(
+        self, wanted: tuple[Active, ...], changed: Sequence[Active], source: PristineSource
+    ) -> None:
         """Make ``wanted`` the active patches; they differ from the present ones by ``changed``."""
-        if changed.mode == "merge":
-            names = {self._key(entry.site.parameter) for entry in changed.patch.entries}
-            records = self._merged(sorted(names), wanted)
-        else:
-            modules = {entry.site.module for entry in changed.patch.entries}
+        entries = {mode: _entries(changed, mode) for mode in ("merge", "overlay")}
+        names = sorted({self._key(entry.site.parameter) for entry, _ in entries["merge"]})
+        tensors, records = self._plan(names, wanted, source)
+        modules = {entry.site.module for entry, _ in entries["overlay"]}
+        before = {name: self._overlays[name].entries for name in modules & set(self._overlays)}
+        try:
             self._show(modules, wanted)
-            records = self._records
+            _swap_all([(self._model.parameter(name), new) for name, new in tensors.items()])
+        except BaseException:
+            for name in modules:
+                self._set_overlay(name, before.get(name, ()))
+            raise
         self._active, self._records = wanted, records
 
     # -- merge ----------------------------------------------------------------------------------
 
-    def _merged(self, names: Sequence[str], wanted: Sequence[Active]) -> dict[str, _Record]:
-        """Write the weights called ``names`` for ``wanted`` and return the new records."""
-        records, planned = dict(self._records), []
+    def _plan(
+        self, names: Sequence[str], wanted: Sequence[Active], source: PristineSource
+    ) -> tuple[dict[str, torch.Tensor], dict[str, _Record]]:
+        """Return the new tensors of the weights ``names``, and the records that go with them."""
+        records, tensors = dict(self._records), {}
+        by_name: dict[str, list[tuple[WeightEntry, float]]] = defaultdict(list)
+        for entry, scale in _entries(wanted, "merge"):
+            by_name[self._key(entry.site.parameter)].append((entry, scale))
         for name in names:
-            live = self._model.parameter(name).detach()
-            pristine = self._untouched(name, live)
-            entries = list(self._entries(wanted, name))
-            new = self._sum(name, pristine, entries) if entries else pristine
-            planned.append((live, new))
+            before, summands = self._untouched(name, source), by_name[name]
             records.pop(name, None)
-            if entries:
-                records[name] = _Record(pristine=pristine, written=bits.sha256(new))
-        _write_all(planned)
-        return records
+            tensors[name] = before.tensor()
+            if summands:
+                layout = layout_of(self._model.module(name.rpartition(".")[0]))
+                tensors[name] = merged(tensors[name], summands, layout, name=name)
+                records[name] = _Record(pristine=before, seal=bits.seal(tensors[name]))
+        return tensors, records
 
-    def _untouched(self, name: str, live: torch.Tensor) -> torch.Tensor:
+    def _untouched(self, name: str, source: PristineSource) -> Pristine:
         record = self._records.get(name)
+        live = self._model.parameter(name).detach()
         if record is None:
-            return live.clone()
-        if bits.sha256(live) != record.written:
+            return keep(self._model, name, live, source)
+        if bits.seal(live) != record.seal:
             raise RevertError(
                 f"{name} was changed from outside while a patch was applied; going on would lose "
                 "that change. Load the model again to get back to the base.",
@@ -154,44 +205,15 @@ class WeightLedger:
             )
         return record.pristine
 
-    def _sum(
-        self, name: str, pristine: torch.Tensor, entries: Sequence[WeightEntry]
-    ) -> torch.Tensor:
-        layout = layout_of(self._model.module(name.rpartition(".")[0]))
-        new = bits.cast_once(pristine, (entry.delta(layout) for entry in entries))
-        if not bits.all_finite(new) and bits.all_finite(pristine):
-            raise ApplyError(
-                f"With the patch {name} would overflow {new.dtype}. Nothing was changed. Use mode "
-                "overlay, or load the model in float32.",
-                parameter=name,
-            )
-        return new
-
-    def _entries(self, actives: Sequence[Active], name: str) -> Iterator[WeightEntry]:
-        for active in _canonical(actives, "merge"):
-            for entry in active.patch.entries:
-                if self._key(entry.site.parameter) == name:
-                    yield entry
-
     # -- overlay --------------------------------------------------------------------------------
 
-    def _show(self, modules: set[str], wanted: Sequence[Active]) -> None:
+    def _show(self, modules: Collection[str], wanted: Sequence[Active]) -> None:
         """Set the side paths of ``modules`` for ``wanted``."""
-        overlays = [e for a in _canonical(wanted, "overlay") for e in a.patch.entries]
-        planned = {
-            name: tuple(entry for entry in overlays if entry.site.module == name)
-            for name in sorted(modules)
-        }
-        before = {name: self._overlays[name].entries for name in planned if name in self._overlays}
-        try:
-            for name, entries in planned.items():
-                self._set_overlay(name, entries)
-        except BaseException:
-            for name in planned:
-                self._set_overlay(name, before.get(name, ()))
-            raise
+        overlays = _entries(wanted, "overlay")
+        for name in sorted(modules):
+            self._set_overlay(name, tuple(item for item in overlays if item[0].site.module == name))
 
-    def _set_overlay(self, name: str, entries: tuple[WeightEntry, ...]) -> None:
+    def _set_overlay(self, name: str, entries: tuple[tuple[WeightEntry, float], ...]) -> None:
         overlay = self._overlays.get(name)
         if overlay is not None and not entries:
             self._overlays.pop(name).remove()
@@ -205,9 +227,26 @@ class WeightLedger:
     def _key(self, parameter: str) -> str:
         """Return the one name a parameter goes by, also when it is tied."""
         wanted = self._model.parameter(parameter)
-        return next(str(n) for n, p in self._model.model.named_parameters() if p is wanted)
+        name = self._names.get(id(wanted))
+        if name is None or self._model.parameter(name) is not wanted:
+            self._names = {id(p): n for n, p in self._model.model.named_parameters()}
+            name = self._names[id(wanted)]
+        return name
 
-    def _check(self, entry: WeightEntry, mode: Mode) -> None:
+    def _check(self, wanted: Wanted, others: Sequence[Active]) -> None:
+        patch, mode = wanted.patch, wanted.mode
+        if mode not in ("merge", "overlay"):
+            raise ApplyError(f"There is no mode {mode!r}. Use merge or overlay.", mode=mode)
+        if any(active.patch.header.id == patch.header.id for active in others):
+            raise ApplyError(
+                f"The patch {patch.header.id} is applied already. Revert it before applying it "
+                "again.",
+                patch=patch.header.id,
+            )
+        for entry in patch.entries:
+            self._check_entry(entry, mode)
+
+    def _check_entry(self, entry: WeightEntry, mode: Mode) -> None:
         site = entry.site
         expected = sides(self._model.module(site.module))
         if site.parameter != f"{site.module}.weight" or expected != entry.shape:
@@ -219,28 +258,29 @@ class WeightLedger:
                 expected=expected,
                 found=entry.shape,
             )
-        if mode == "merge" and not bits.is_plain(self._model.parameter(site.parameter)):
-            weight = self._model.parameter(site.parameter)
-            why = "offloaded" if weight.is_meta else f"quantised ({weight.dtype})"
+        held = held_otherwise(self._model.parameter(site.parameter))
+        if mode == "merge" and held is not None:
             raise ApplyError(
-                f"{site.parameter} is {why}, so a patch cannot be merged into it. Use mode "
+                f"{site.parameter} is {held}, so a patch cannot be merged into it. Use mode "
                 "overlay, which leaves the weights alone.",
                 parameter=site.parameter,
                 mode=mode,
             )
 
 
-def _canonical(actives: Sequence[Active], mode: Mode) -> list[Active]:
-    return sorted((a for a in actives if a.mode == mode), key=lambda a: a.patch.header.id)
+def _entries(actives: Sequence[Active], mode: str) -> list[tuple[WeightEntry, float]]:
+    """Return the entries realised in a mode with their scales, in canonical order."""
+    chosen = sorted((a for a in actives if a.mode == mode), key=lambda a: a.patch.header.id)
+    return [(entry, active.scale) for active in chosen for entry in active.patch.entries]
 
 
-def _write_all(planned: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copy every new tensor into its place, or none of them."""
-    before = [live.clone() for live, _ in planned]
+def _swap_all(planned: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    """Give every parameter its new tensor, or none of them."""
+    before = [parameter.data for parameter, _ in planned]
     try:
-        for live, new in planned:
-            live.copy_(new)
+        for parameter, tensor in planned:
+            parameter.data = tensor
     except BaseException:
-        for (live, _), old in zip(planned, before, strict=True):
-            live.copy_(old)
+        for (parameter, _), tensor in zip(planned, before, strict=True):
+            parameter.data = tensor
         raise

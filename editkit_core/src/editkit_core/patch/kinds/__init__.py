@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from editkit_core.errors import UnknownPatchKindError
+from editkit_core.patch.kinds.arrays import Float32Array
 from editkit_core.patch.kinds.dense import DenseEntry
 from editkit_core.patch.kinds.low_rank import LowRankEntry
 from editkit_core.types import Site
@@ -49,6 +50,9 @@ class WeightEntry(Protocol):
 
     def norm(self) -> float:
         """Return the Frobenius norm of the change."""
+
+    def factors(self) -> tuple[Float32Array, Float32Array] | None:
+        """Return U (d_out, r) and V (r, d_in) with ΔW = U V, or None when it is no such product."""
 
     def delta(self, layout: str = "out_in") -> torch.Tensor:
         """Return the change (d_out, d_in), or (d_in, d_out) for ``in_out``; float64, on the CPU."""

@@ -53,6 +53,10 @@ class DenseEntry:
         """Return ‖ΔW‖_F, in float64."""
         return float(np.linalg.norm(self.values.astype(np.float64)))
 
+    def factors(self) -> None:
+        """A full matrix has no stated factors."""
+        return None
+
     def delta(self, layout: str = "out_in") -> torch.Tensor:
         """Return ΔW (d_out, d_in), or its transpose for ``in_out``; float64, on the CPU."""
         import torch

@@ -66,6 +66,10 @@ class LowRankEntry:
         gram = (u.T @ u) * (v @ v.T)  # (r, r)
         return float(np.sqrt(max(float(gram.sum()), 0.0)))
 
+    def factors(self) -> tuple[Float32Array, Float32Array]:
+        """Return U (d_out, r) and V (r, d_in)."""
+        return self.u, self.v
+
     def delta(self, layout: str = "out_in") -> torch.Tensor:
         """Return U V (d_out, d_in), or its transpose for ``in_out``; float64, on the CPU."""
         import torch
