@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from editkit_core.numerics.tracing_result import TraceResult
     from editkit_core.patch.apply import AppliedPatch
     from editkit_core.patch.format import Patch
+    from editkit_core.patch.pristine import PristineSource
+    from editkit_core.stack.patch_stack import PatchStack
 
 
 @attrs.frozen(kw_only=True)
@@ -122,11 +124,24 @@ class Editor:
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
+        folder: str | Path | None = None,
         host: Host | None = None,
     ) -> Editor:
-        """Use a Hugging Face model that is in memory already."""
+        """Use a Hugging Face model that is in memory already.
+
+        Args:
+            model: The model with its head; it may be quantised or offloaded.
+            tokenizer: Its fast tokenizer.
+            name: What to call it.
+            folder: The folder of the unquantised checkpoint it was made from; by its files a
+                quantised model is told to be the one a patch was made for.
+            host: Where methods and families come from.
+        """
         host = host or Host()
-        return cls(EditableModel.wrap(model, tokenizer, name=name, families=_families(host)), host)
+        wrapped = EditableModel.wrap(
+            model, tokenizer, name=name, folder=folder, families=_families(host)
+        )
+        return cls(wrapped, host)
 
     # -- editing --
 
@@ -181,6 +196,9 @@ class Editor:
         if not requests:
             raise InvalidRequestError("There is nothing to edit: no requests were given.")
         context = context or EditContext()
+        if not context.stack:
+            applied = tuple(active.patch for active in self.model.ledger.active)
+            context = attrs.evolve(context, stack=applied)
         session = Session.open(self.host, method)
         assert session.info is not None  # a session of a method has its description
         _check_model(session.info, self.model)
@@ -191,7 +209,7 @@ class Editor:
         with measured("compute_delta", stages):
             patch = session.compute_delta(self.model, requests, sites, resolved.params, context)
         return EditResult(
-            patch=patch,
+            patch=_recorded(patch, self.model, context),
             sites=sites,
             preset=resolved.preset,
             source=resolved.source,
@@ -232,21 +250,44 @@ class Editor:
 
     # -- using patches --
 
-    def apply(self, patch: Patch, *, mode: str = "merge") -> AppliedPatch:
+    def apply(self, patch: Patch, *, mode: str = "auto") -> AppliedPatch:
         """Apply a patch; the handle's ``revert()`` takes it off bit for bit.
 
         Args:
             patch: The patch.
-            mode: ``merge`` writes into the weights, ``overlay`` adds a side path.
+            mode: ``merge`` writes into the weights, ``overlay`` adds a side path, ``auto`` merges
+                where that keeps the change; the handle's ``mode`` and ``why`` say what it did.
 
         Raises:
             PatchError: The patch does not fit this base or cannot be realised.
         """
         return self._session(patch).apply(self.model, patch, mode, EditContext())
 
-    def applied(self, patch: Patch, *, mode: str = "merge") -> AppliedPatch:
+    def applied(self, patch: Patch, *, mode: str = "auto") -> AppliedPatch:
         """Return :meth:`apply` for use as ``with editor.applied(patch): …``."""
         return self.apply(patch, mode=mode)
+
+    def stack(
+        self, folder: str | Path | None = None, *, pristine: PristineSource = "snapshot"
+    ) -> PatchStack:
+        """Return a stack of patches on the model: an empty one, or what a folder says.
+
+        Args:
+            folder: A folder made by ``editkit stack init``; it is only read.
+            pristine: Where the way back is kept, see :class:`editkit_core.stack.PatchStack`.
+
+        Raises:
+            InputNotFoundError: The folder holds no stack.
+            StackDamagedError: It is damaged.
+            PatchError: A patch does not fit the model.
+        """
+        from editkit_core.stack import PatchStack, StackStore
+
+        if folder is None:
+            return PatchStack(self.model, pristine=pristine)
+        store = StackStore.open(Path(folder))
+        patches = {entry.id: store.patch(entry) for entry in store.state.entries}
+        return PatchStack.restore(self.model, store.state, patches, pristine=pristine)
 
     def generate(
         self,
@@ -310,6 +351,18 @@ def _listed(requests: EditRequest | Sequence[EditRequest]) -> tuple[EditRequest,
         if not isinstance(request, EditRequest):
             raise InvalidRequestError(f"Expected an EditRequest, got {request!r:.80}.")
     return listed
+
+
+def _recorded(patch: Patch, model: EditableModel, context: EditContext) -> Patch:
+    """Return the patch with what it was computed on, as the model's ledger knows it."""
+    from editkit_core.patch.header_codec import seal
+
+    environment = dict(patch.header.environment)
+    if context.locate != "preset":
+        environment["locate"] = context.locate  # computing it again must look again
+    computed_on = model.ledger.digest()
+    header = attrs.evolve(patch.header, computed_on=computed_on, environment=environment)
+    return patch if header == patch.header else attrs.evolve(patch, header=seal(header))
 
 
 def _families(host: Host) -> Sequence[Any]:  # Any: Family, imported below with the models

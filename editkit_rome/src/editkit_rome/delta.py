@@ -22,6 +22,7 @@ from torch import Tensor
 
 from editkit_core import EditableModel, EditContext, EditRequest, Patch, Site
 from editkit_core.errors import DegenerateKeyError, DeltaTooLargeError, InvalidParameterError
+from editkit_core.models.holding import fetch
 from editkit_core.numerics.contexts import sample_contexts
 from editkit_core.numerics.covariance import Covariance, load_covariance
 from editkit_core.numerics.evaluating import evaluating
@@ -145,7 +146,7 @@ def _edit_in_turn(
                 terms.append(
                     _term(model, site, request, contexts, terms, covariance, params, context)
                 )
-                side.set([_entry(site, term) for term in terms])
+                side.set([(_entry(site, term), 1.0) for term in terms])
                 after = target_probability(model, request)
                 reports.append(_report(request, terms[-1], before, after))
                 context.progress.advance(note=request.subject)
@@ -213,13 +214,13 @@ def _output(model: EditableModel, site: Site, key: Tensor, earlier: Sequence[Ter
     """
     module = model.module(site.module)
     output = model.weight(site).to("cpu", torch.float64) @ key  # (d_out, d_in) @ (d_in,)
-    bias = getattr(module, "bias", None)
-    if isinstance(bias, Tensor):
-        output = output + bias.detach().to("cpu", torch.float64)
+    bias = fetch(module, "bias") if isinstance(getattr(module, "bias", None), Tensor) else None
+    if bias is not None:
+        output = output + bias.to("cpu", torch.float64)
     for active in model.ledger.active:
         for entry in active.patch.entries if active.mode == "overlay" else ():
             if entry.site.module == site.module:
-                output = output + entry.delta() @ key  # (d_out, d_in) @ (d_in,)
+                output = output + active.scale * (entry.delta() @ key)  # (d_out, d_in) @ (d_in,)
     for term in earlier:
         output = output + term.update.on(key)
     return output

@@ -24,7 +24,8 @@ from editkit_core.errors import (
 )
 from editkit_core.models import text
 from editkit_core.models.families import BUILTIN_FAMILIES, Family, find_family
-from editkit_core.models.orientation import out_in, sides
+from editkit_core.models.holding import execution_device, fetch, plain_parts
+from editkit_core.models.orientation import out_in, sides, to_out_in
 from editkit_core.models.text import Batch, Encoded, EncodedPair, require_offsets
 from editkit_core.models.trace import find_module
 from editkit_core.types import EditRequest, Site, TokenPosition
@@ -118,9 +119,18 @@ class EditableModel:
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
+        folder: str | Path | None = None,
         families: Sequence[Family] = BUILTIN_FAMILIES,
     ) -> EditableModel:
         """Wrap a model that is in memory already.
+
+        Args:
+            model: The model with its head.
+            tokenizer: Its fast tokenizer.
+            name: What to call it; None means what its configuration says.
+            folder: The folder with the checkpoint's files it was made from, unquantised. Only by
+                them can a quantised weight be told to be the one a patch was made for.
+            families: The registered families.
 
         Raises:
             UnknownFamilyError: No family fits its module tree.
@@ -128,7 +138,8 @@ class EditableModel:
         """
         family = find_family(model, families)
         known_as = name or str(model.config.name_or_path or "") or type(model).__name__
-        return cls(model, tokenizer, family, name=known_as)
+        place = None if folder is None else Path(folder).expanduser()
+        return cls(model, tokenizer, family, name=known_as, folder=place)
 
     def __repr__(self) -> str:
         return (
@@ -166,8 +177,11 @@ class EditableModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embedding."""
-        return self.parameter(f"{self.family.embedding}.weight").device
+        """Where inputs go: the device of the token embedding, or that it runs on if offloaded."""
+        device = self.parameter(f"{self.family.embedding}.weight").device
+        if device.type != "meta":
+            return device
+        return execution_device(self.module(self.family.embedding)) or device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -214,15 +228,15 @@ class EditableModel:
         Raises:
             ModuleNotFoundInModelError: There is none.
         """
-        parameters: dict[str, nn.Parameter] = dict(
-            self.model.named_parameters(remove_duplicate=False)
-        )
-        if name not in parameters:
+        try:
+            parameter: nn.Parameter = self.model.get_parameter(name)
+        except AttributeError:
+            known = (n for n, _ in self.model.named_parameters(remove_duplicate=False))
             raise ModuleNotFoundInModelError(
-                f"The model has no parameter {name!r}.{did_you_mean(name, parameters)}",
+                f"The model has no parameter {name!r}.{did_you_mean(name, known)}",
                 parameter=name,
-            )
-        return parameters[name]
+            ) from None
+        return parameter
 
     def site(self, layer: int, token: TokenPosition = "subject_last") -> Site:
         """Return the feed-forward down projection of a layer as an edit site.
@@ -241,11 +255,21 @@ class EditableModel:
     def weight(self, site: Site) -> Tensor:
         """Return a site's weight as a view ``(d_out, d_in)``; writing to it writes the weight.
 
+        Of a weight that accelerate offloaded it is a copy on the CPU, to be read only.
+
         Raises:
             ModuleNotFoundInModelError: The model has no such module.
-            UnsupportedModuleError: The module is no projection, or is quantised.
+            UnsupportedModuleError: The module is no projection, or its weight is quantised.
+            UnsupportedModelError: The weight is offloaded by something else than accelerate.
         """
-        return out_in(self.module(site.module))
+        module = self.module(site.module)
+        weight = out_in(module)
+        if not weight.is_meta:
+            return weight
+        held = fetch(module, "weight")
+        if held is None:
+            raise _unreadable(site.parameter)
+        return to_out_in(module, held.clone())
 
     # -- text -------------------------------------------------------------------------------------
 
@@ -389,21 +413,30 @@ class EditableModel:
     def state_digest(self) -> str:
         """Return a sha256 over all parameters and buffers, in name order, with dtype and shape.
 
+        Tensors that accelerate offloaded count with their content, quantised ones with all parts.
+
         Raises:
-            UnsupportedModelError: A tensor is not in memory (offloaded).
+            UnsupportedModelError: A tensor is offloaded by something else than accelerate.
         """
+        from editkit_core.patch.bits import as_bytes
+
         digest = hashlib.sha256()
-        tensors = dict(self.model.named_parameters())
+        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
         tensors.update(self.model.named_buffers())
         for name in sorted(tensors):
-            tensor = tensors[name].detach()
-            if tensor.is_meta:
-                raise UnsupportedModelError(
-                    f"{name} is offloaded, so its content cannot be read. Load the model with "
-                    "device= instead of device_map=.",
-                    tensor=name,
-                )
-            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(flat.numpy())
+            owner, _, leaf = name.rpartition(".")
+            tensor = fetch(self.model.get_submodule(owner), leaf)
+            if tensor is None:
+                raise _unreadable(name)
+            for part in plain_parts(tensor):
+                digest.update(f"{name}\0{part.dtype}\0{tuple(part.shape)}\0".encode())
+                digest.update(as_bytes(part))
         return digest.hexdigest()
+
+
+def _unreadable(name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{name} is offloaded, and not by accelerate, so its content cannot be read. Load the "
+        "model with device= instead.",
+        tensor=name,
+    )

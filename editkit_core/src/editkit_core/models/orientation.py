@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from editkit_core.errors import UnsupportedModuleError
+from editkit_core.models.holding import held_otherwise
 
 
 def sides(module: nn.Module) -> tuple[int, int]:
@@ -34,20 +35,22 @@ def out_in(module: nn.Module) -> torch.Tensor:
     """Return the module's weight as a view ``(d_out, d_in)``; writing to it writes the weight.
 
     Raises:
-        UnsupportedModuleError: The module is no projection, or its weight is packed (quantised).
+        UnsupportedModuleError: The module is no projection, or its weight is quantised.
     """
     shape = sides(module)
-    weight = to_out_in(module, module.weight)  # type: ignore[arg-type]  # both kinds have one
-    if tuple(weight.shape) != shape or not weight.is_floating_point():
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]  # both kinds have one
+    held = None if weight.is_meta else held_otherwise(weight)
+    if held is None and to_out_in(module, weight).shape != shape:
+        held = f"of shape {tuple(weight.shape)}"
+    if held is not None:
         raise UnsupportedModuleError(
-            f"The weight of this {type(module).__name__} is stored as {weight.dtype} of shape "
-            f"{tuple(weight.shape)}, not as {shape}: it is quantised. Load the model unquantised, "
-            "or apply patches with mode 'overlay'.",
+            f"The weight of this {type(module).__name__} is {held}, not floats of shape {shape}. "
+            "Load the model unquantised, or apply patches with mode 'overlay'.",
             module_type=type(module).__name__,
             expected=shape,
             found=tuple(weight.shape),
         )
-    return weight
+    return to_out_in(module, weight)
 
 
 def to_out_in(module: nn.Module, native: torch.Tensor) -> torch.Tensor:

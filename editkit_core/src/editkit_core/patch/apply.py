@@ -9,6 +9,7 @@ import attrs
 
 from editkit_core.patch import fingerprint
 from editkit_core.patch.ledger import Mode, WeightLedger
+from editkit_core.patch.modes import Choice, choose_mode, tell
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
@@ -21,11 +22,13 @@ class AppliedPatch:
 
     Attributes:
         patch: The patch.
-        mode: ``merge`` or ``overlay``.
+        mode: ``merge`` or ``overlay``, also when ``auto`` was asked for.
+        why: The sentence that says why ``auto`` came to an overlay, else empty.
     """
 
     patch: Patch
     mode: str
+    why: str = ""
     _ledger: WeightLedger
     _token: int
 
@@ -55,7 +58,7 @@ class AppliedPatch:
 
 
 def apply_patch(
-    model: EditableModel, patch: Patch, *, mode: str = "merge", check_base: bool = True
+    model: EditableModel, patch: Patch, *, mode: str = "auto", check_base: bool = True
 ) -> AppliedPatch:
     """Put a patch on a model.
 
@@ -63,14 +66,16 @@ def apply_patch(
         model: The model; other patches may be on it.
         patch: What to apply.
         mode: ``merge`` writes into the weights (summed in float64 from the pristine base, cast
-            once); ``overlay`` adds a side path to the module's output, in float32.
+            once); ``overlay`` adds a side path to the module's output, in float32; ``auto`` merges
+            unless a weight is quantised or offloaded, or is in half precision and would lose more
+            than 5 % of the change. It then says why, in the handle and to the logger ``editkit``.
         check_base: Whether to compare the model's weights with the patch's base first.
 
     Returns:
         A handle with ``revert()``, usable as a context manager.
 
     Raises:
-        BaseMismatchError: The patch was made for another base.
+        BaseMismatchError: The patch was made for another base, or the base cannot be told.
         PatchShapeError: An entry does not fit the module it names.
         ModuleNotFoundInModelError: An entry names a module the model does not have.
         ApplyError: It is on already, or a weight cannot be written in this mode.
@@ -78,5 +83,9 @@ def apply_patch(
     """
     if check_base:
         fingerprint.check_base(model, patch)
-    token = model.ledger.apply(patch, cast(Mode, mode))
-    return AppliedPatch(patch=patch, mode=mode, ledger=model.ledger, token=token)
+    choice = choose_mode(model, patch) if mode == "auto" else Choice(cast(Mode, mode))
+    token = model.ledger.apply(patch, choice.mode)
+    tell(choice)
+    return AppliedPatch(
+        patch=patch, mode=choice.mode, why=choice.why, ledger=model.ledger, token=token
+    )

@@ -2,7 +2,9 @@
 
 The digest of a tensor is taken in the dtype of the checkpoint's files, so a patch computed on a
 float32 load fits a bfloat16 load of the same files: a wider load is cast back, which is exact for
-untouched weights; for a narrower one the files are read, and must give what is in memory.
+untouched weights; for a narrower one the files are read, and must give what is in memory. A weight
+that accelerate offloaded is fetched; a quantised one is no tensor of the checkpoint any more, so
+its files answer for it, once it is seen to be made from them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import attrs
 import torch
 
 from editkit_core.errors import BaseMismatchError, EditkitError, ModuleNotFoundInModelError
+from editkit_core.models.holding import fetch, held_otherwise, is_subclass
 from editkit_core.models.orientation import sides, to_out_in
 from editkit_core.patch.bits import CONTAINER_DTYPES, TORCH_DTYPES, is_plain, same_bits, sha256
 from editkit_core.patch.header import BaseFingerprint, TensorFingerprint
@@ -25,19 +28,28 @@ if TYPE_CHECKING:
     from editkit_core.patch.format import Patch
 
 
+_QUANTISED_COSINE = 0.9  # int8 keeps 0.9999 of a weight and int4 0.99; another model's keeps 0
+_NAME_THE_FILES = (
+    "Name the folder of the unquantised checkpoint it was made from: EditableModel.wrap(model, "
+    "tokenizer, folder=…)"
+)
+
+
 @attrs.frozen(kw_only=True)
 class Mismatch:
-    """A tensor that is not the one a patch was made for.
+    """A tensor that is not, or cannot be told to be, the one a patch was made for.
 
     Attributes:
         parameter: Its name.
         expected: What the patch needs.
         found: What the model has.
+        unknown: Whether it cannot be told: quantised or offloaded, and no files to compare.
     """
 
     parameter: str
     expected: str
     found: str
+    unknown: bool = False
 
 
 def base_fingerprint(model: EditableModel, parameters: Iterable[str]) -> BaseFingerprint:
@@ -68,22 +80,31 @@ def check_base(model: EditableModel, patch: Patch) -> None:
     """Check that every tensor the patch changes is the one it was made for.
 
     Raises:
-        BaseMismatchError: One is not; the message names both digests of each.
+        BaseMismatchError: One is not, and the message names both digests of each; or it cannot be
+            told, and the message says what to do.
     """
     wrong = mismatches(model, patch)
-    if wrong:
-        rows = "; ".join(
-            f"{m.parameter}: the patch needs {m.expected}, found {m.found}" for m in wrong
+    if not wrong:
+        return
+    rows = "; ".join(f"{m.parameter}: the patch needs {m.expected}, found {m.found}" for m in wrong)
+    made_for = f"The patch {patch.header.id} was made for {patch.header.base.model!r}"
+    if all(mismatch.unknown for mismatch in wrong):
+        message = (
+            f"{made_for}, and whether {model.name!r} is that model cannot be told. {rows}. "
+            f"{_NAME_THE_FILES}; or leave the check out: apply_patch(…, check_base=False)."
         )
-        raise BaseMismatchError(
-            f"The patch {patch.header.id} was made for {patch.header.base.model!r} and does not "
-            f"fit {model.name!r}. {rows}. Load the model it was made for, or make the edit again "
-            "on this one.",
-            patch=patch.header.id,
-            made_for=patch.header.base.model,
-            expected={m.parameter: m.expected for m in wrong},
-            found={m.parameter: m.found for m in wrong},
+    else:
+        message = (
+            f"{made_for} and does not fit {model.name!r}. {rows}. Load the model it was made for, "
+            "or make the edit again on this one."
         )
+    raise BaseMismatchError(
+        message,
+        patch=patch.header.id,
+        made_for=patch.header.base.model,
+        expected={m.parameter: m.expected for m in wrong},
+        found={m.parameter: m.found for m in wrong},
+    )
 
 
 def mismatches(model: EditableModel, patch: Patch) -> tuple[Mismatch, ...]:
@@ -126,8 +147,8 @@ def _as_stored(model: EditableModel, name: str, live: torch.Tensor) -> tuple[str
         if dtype is not None and digest is not None:
             return dtype, digest
     raise BaseMismatchError(
-        f"{name} of {model.name!r} is offloaded or quantised ({live.dtype}) and its safetensors "
-        "files are not at hand, so no patch can say what it fits. Load the model unquantised.",
+        f"{name} of {model.name!r} is {held_otherwise(live)} and its safetensors files are not at "
+        f"hand, so no patch can say what it fits. {_NAME_THE_FILES}, or load it unquantised.",
         parameter=name,
     )
 
@@ -146,7 +167,9 @@ def _compare(model: EditableModel, name: str, stated: TensorFingerprint) -> Mism
         return Mismatch(parameter=name, expected=f"{expected} stored {stated.layout}", found=found)
     if _digest(model, name, live, stated.dtype) == stated.sha256:
         return None
-    return Mismatch(parameter=name, expected=expected, found=_found(live, model, name))
+    told = _found(live, model, name)
+    found = told or f"a weight that is {held_otherwise(live)}, and no files to compare"
+    return Mismatch(parameter=name, expected=expected, found=found, unknown=told is None)
 
 
 def _digest(model: EditableModel, name: str, live: torch.Tensor, dtype: str) -> str | None:
@@ -162,22 +185,39 @@ def _digest(model: EditableModel, name: str, live: torch.Tensor, dtype: str) -> 
     if model.source is None or model.source.dtype(name) != dtype:
         return None
     stored = model.source.tensor(name)
-    if is_plain(live) and not same_bits(stored.to(live.dtype), live.cpu()):
-        return None
-    return sha256(stored)
+    if is_plain(live):
+        return sha256(stored) if same_bits(stored.to(live.dtype), live.cpu()) else None
+    return sha256(stored) if _may_be_made_from(stored, live) else None
 
 
-def _found(live: torch.Tensor, model: EditableModel, name: str) -> str:
+def _may_be_made_from(stored: torch.Tensor, live: torch.Tensor) -> bool:
+    """Say whether a quantised weight is about the stored one; True when that cannot be told."""
+    if not is_subclass(live) or not hasattr(live, "dequantize"):
+        return True
+    wide = live.dequantize().flatten().float().cpu()
+    cosine = torch.cosine_similarity(wide, stored.flatten().float(), dim=0)
+    return wide.shape == (stored.numel(),) and cosine.item() >= _QUANTISED_COSINE
+
+
+def _found(live: torch.Tensor, model: EditableModel, name: str) -> str | None:
+    """Return what the model has, or None when nothing can tell."""
     try:
         dtype, digest = _as_stored(model, name, live)
     except BaseMismatchError:
-        return f"a weight that is offloaded or quantised ({live.dtype}), and no files to compare"
+        no_files = model.source is None or model.source.stored_name(name) is None
+        return None if no_files else f"a weight that is {held_otherwise(live)}, of other files"
     return f"{dtype} {tuple(live.shape)} {digest}"
 
 
 def _pristine(model: EditableModel, name: str) -> torch.Tensor:
+    """Return a weight of the base, fetched where accelerate holds it."""
     snapshot = model.ledger.pristine(name)
-    return model.parameter(name).detach() if snapshot is None else snapshot
+    if snapshot is not None:
+        return snapshot
+    live = model.parameter(name).detach()
+    owner, _, leaf = name.rpartition(".")
+    held = fetch(model.module(owner), leaf) if live.is_meta else live
+    return live if held is None else held
 
 
 def _native_shape(module: torch.nn.Module) -> tuple[int, ...]:

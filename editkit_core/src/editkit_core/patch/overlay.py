@@ -18,20 +18,21 @@ class Overlay:
     """The side paths of one module, added in the order given by one forward hook.
 
     Inputs and the sum are taken in float32 (float64 for a float64 output) and cast once to the
-    output's dtype. Factors are kept on every device the module has been called on.
+    output's dtype, on the device of the output: where accelerate moves a module's inputs to, the
+    hook sees the inputs as they were before. Factors are kept on every device the module ran on.
 
     Args:
         module: The module whose output is changed.
-        entries: The changes.
+        entries: The changes and their scales.
     """
 
-    def __init__(self, module: nn.Module, entries: Sequence[WeightEntry]) -> None:
-        self.entries: tuple[WeightEntry, ...] = ()
+    def __init__(self, module: nn.Module, entries: Sequence[tuple[WeightEntry, float]]) -> None:
+        self.entries: tuple[tuple[WeightEntry, float], ...] = ()
         self._paths: dict[tuple[torch.device, torch.dtype], list[SidePath]] = {}
         self.set(entries)
         self._handle = module.register_forward_hook(self._add, with_kwargs=True)
 
-    def set(self, entries: Sequence[WeightEntry]) -> None:
+    def set(self, entries: Sequence[tuple[WeightEntry, float]]) -> None:
         """Replace the changes."""
         self.entries, self._paths = tuple(entries), {}
 
@@ -49,11 +50,18 @@ class Overlay:
         inputs: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
         dtype = torch.promote_types(output.dtype, torch.float32)
         total = output.to(dtype)
-        for path in self._on(inputs.device, dtype):
-            total = total + path(inputs.to(dtype)).to(total.device)
+        inputs = inputs.to(total.device, dtype)
+        for path in self._on(total.device, dtype):
+            total = total + path(inputs)
         return total.to(output.dtype)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> list[SidePath]:
         if (device, dtype) not in self._paths:
-            self._paths[device, dtype] = [e.side_path(device, dtype) for e in self.entries]
+            self._paths[device, dtype] = [
+                _scaled(entry.side_path(device, dtype), scale) for entry, scale in self.entries
+            ]
         return self._paths[device, dtype]
+
+
+def _scaled(path: SidePath, scale: float) -> SidePath:
+    return path if scale == 1 else lambda inputs: scale * path(inputs)

@@ -134,25 +134,36 @@ def _informative(check: str, stated: str | None, found: str | None) -> list[Veri
 
 
 def _applies(model: EditableModel, patch: Patch) -> VerifyRow:
-    from editkit_core.patch import bits
     from editkit_core.patch.apply import apply_patch
 
-    def state() -> list[str]:
-        return [bits.sha256(model.parameter(name)) for name in patch.header.base.tensors]
-
     try:
-        before = state()
-        with apply_patch(model, patch):
-            changed = state() != before
-        restored = state() == before
+        before = _state(model, patch)
+        with apply_patch(model, patch) as applied:
+            changed = _state(model, patch) != before
+        restored = _state(model, patch) == before
     except EditkitError as error:
         return VerifyRow(check="apply and revert", ok=False, detail=str(error))
     detail = "changes the weights and comes off bit for bit" if changed else "changes no weight"
+    if applied.mode == "overlay":
+        detail = f"goes beside the weights and comes off again. {applied.why}"
     return VerifyRow(
         check="apply and revert",
         ok=restored,
         detail=detail if restored else "the weights were not restored",
     )
+
+
+def _state(model: EditableModel, patch: Patch) -> list[str]:
+    """Return the digests of the touched weights, whatever holds them."""
+    from editkit_core.models.holding import fetch, plain_parts
+    from editkit_core.patch import bits
+
+    weights = []
+    for name in patch.header.base.tensors:
+        owner, _, leaf = name.rpartition(".")
+        weight = fetch(model.module(owner), leaf)
+        weights += [] if weight is None else [bits.sha256(part) for part in plain_parts(weight)]
+    return weights
 
 
 def _canary(model: EditableModel, patch: Patch) -> list[VerifyRow]:
