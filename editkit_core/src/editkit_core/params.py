@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -18,6 +18,7 @@ import attrs
 import cattrs
 import cattrs.errors
 import yaml
+from cattrs import IterableValidationError, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn
 from cattrs.v import format_exception
 
@@ -34,6 +35,7 @@ from editkit_core.errors import (
 from editkit_core.types import MethodInfo
 
 JsonValue = Any  # Any: JSON has no closed Python type that mypy accepts recursively everywhere
+_MOST_ERRORS = 20
 _EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
 
@@ -119,6 +121,7 @@ def converter() -> cattrs.Converter:
     made.register_structure_hook(Path, lambda value, _: Path(value))
     made.register_unstructure_hook(Path, str)
     made.register_structure_hook_factory(_is_tuple, lambda kind: _listed(kind, made))
+    made.register_structure_hook_factory(_is_mapping, lambda kind: _mapped(kind, made))
     made.register_structure_hook_factory(
         attrs.has, lambda kind: make_dict_structure_fn(kind, made, _cattrs_forbid_extra_keys=True)
     )
@@ -151,20 +154,67 @@ def _is_tuple(kind: Any) -> bool:  # Any: a type form such as tuple[int, ...]
     return get_origin(kind) is tuple
 
 
+def _is_mapping(kind: Any) -> bool:  # Any: a type form such as Mapping[str, int]
+    return get_origin(kind) is Mapping
+
+
 def _listed(kind: Any, made: cattrs.Converter) -> Any:  # Any: a type form, a cattrs hook
     """Structure a tuple from a list only: a text would become its letters."""
     kinds = get_args(kind)
 
     def structure(value: Any, _: type) -> Any:  # Any: any JSON value may come in
         if not isinstance(value, list | tuple):
-            raise TypeError(f"expected a list, got {value!r}")
+            raise TypeError(f"expected a list, got {_short(value)}")
         if kinds[1:] == (...,):
-            return tuple(made.structure(list(value), list[kinds[0]]))  # type: ignore[valid-type]  # a type at run time
+            return tuple(_each(enumerate(value), kinds[0], made))
         if len(value) != len(kinds):
-            raise TypeError(f"expected {len(kinds)} values, got {value!r}")
+            raise TypeError(f"expected {len(kinds)} values, got {_short(value)}")
         return tuple(made.structure(v, k) for v, k in zip(value, kinds, strict=True))
 
     return structure
+
+
+def _mapped(kind: Any, made: cattrs.Converter) -> Any:  # Any: a type form, a cattrs hook
+    """Structure a mapping with text keys."""
+    _, item = get_args(kind)
+
+    def structure(value: Any, _: type) -> Any:  # Any: any JSON value may come in
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected names and values, got {_short(value)}")
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(f"expected text as a name, got {_short(name)}")
+        return dict(zip(value, _each(value.items(), item, made), strict=True))
+
+    return structure
+
+
+def _each(
+    items: Iterable[tuple[int | str, Any]],  # Any: JSON values
+    kind: Any,  # Any: a type form
+    made: cattrs.Converter,
+) -> list[Any]:  # Any: values of the kind
+    """Structure items one by one; after a few errors the rest is not looked at.
+
+    A hostile file may hold hundreds of thousands of wrong values, and each error costs memory.
+    """
+    structured, errors = [], []
+    for place, item in items:
+        try:
+            structured.append(made.structure(item, kind))
+        except Exception as error:  # cattrs collects whatever a hook raises
+            note = IterableValidationNote(f"At {place!r}", place, kind)
+            error.__notes__ = [*getattr(error, "__notes__", []), note]
+            errors.append(error)
+            if len(errors) == _MOST_ERRORS:
+                break
+    if errors:
+        raise IterableValidationError("Some items do not fit", errors, list)
+    return structured
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
 
 
 def load_mapping(path: Path) -> dict[str, JsonValue]:

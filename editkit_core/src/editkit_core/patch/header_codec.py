@@ -18,6 +18,7 @@ from editkit_core.params import converter, format_exceptions
 from editkit_core.patch import digests
 from editkit_core.patch.container import parse_json, refusal
 from editkit_core.patch.header import SPEC_VERSION, PatchHeader
+from editkit_core.patch.strict import MAX_METADATA_VALUES
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -35,8 +36,19 @@ def seal(header: PatchHeader) -> PatchHeader:
 
 
 def encode_header(header: PatchHeader) -> str:
-    """Return the canonical text of a header."""
-    return digests.canonical(to_json(header), "metadata").decode()
+    """Return the canonical text of a header.
+
+    Raises:
+        PatchFormatError: It holds more values than a reader would accept.
+    """
+    fields = to_json(header)
+    if _has_too_many(fields):
+        raise PatchFormatError(
+            f"The patch's metadata holds more than {MAX_METADATA_VALUES} values. Split the edits "
+            "over several patches, or leave out probes.",
+            where="metadata",
+        )
+    return digests.canonical(fields, "metadata").decode()
 
 
 def decode_header(text: str, where: str) -> PatchHeader:
@@ -55,6 +67,8 @@ def decode_header(text: str, where: str) -> PatchHeader:
     if not isinstance(fields, dict):
         raise refusal(where, "metadata", "must be an object")
     _check_version(fields.get("spec_version"), where)
+    if _has_too_many(fields):
+        raise refusal(where, "metadata", f"holds more than {MAX_METADATA_VALUES} values")
     if digests.canonical(fields, f"{where}, metadata") != text.encode():
         raise refusal(where, "metadata", "is not canonical JSON (RFC 8785)")
     header = _structure(fields, where)
@@ -86,6 +100,18 @@ def _fields(value: Any) -> dict[str, Any]:  # Any: any attrs instance
         if item != default and not (field.name == "seed" and isinstance(value, PatchHeader)):
             made[field.name] = to_json(item)
     return made
+
+
+def _has_too_many(fields: dict[str, Any]) -> bool:  # Any: JSON values
+    """Say whether metadata holds so many values that checking them would take seconds."""
+    waiting: list[Any] = [fields]  # Any: JSON values
+    count = 0
+    while waiting and count <= MAX_METADATA_VALUES:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            count += len(value)
+            waiting += value.values() if isinstance(value, dict) else value
+    return count > MAX_METADATA_VALUES
 
 
 def _check_version(version: object, where: str) -> None:

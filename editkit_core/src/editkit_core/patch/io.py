@@ -193,13 +193,14 @@ def _assemble(
         has_canary = any(name.startswith("canary.") for name in arrays)
         canary = Canary(**_take(arrays, "canary.", _CANARY_DTYPES)) if has_canary else None
         if arrays:
+            part = f"tensor {min(arrays)}"
             raise ValueError("belongs to no entry")
+        part = "entries"
         return Patch(header=header, entries=tuple(entries), evidence=tuple(blocks), canary=canary)
     except PatchError as error:
         error.message = f"{where}: {part}: {error.message}"
         raise
     except ValueError as error:
-        part = f"tensor {min(arrays)}" if part == "canary" and arrays else part
         raise refusal(where, part, f"does not hold: {error}") from None
 
 

@@ -10,6 +10,7 @@ from editkit_core.patch.header import PatchHeader
 
 KEY = "editkit"
 MAX_METADATA_BYTES = 1024 * 1024
+MAX_METADATA_VALUES = 131_072
 MAX_HEADER_BYTES = 3 * 1024 * 1024
 MAX_TENSORS = 4096
 _NAME = re.compile(r"(?:[0-9]{1,6}|evidence\.[0-9]{1,6}|canary)\.[a-z][a-z0-9_]{0,31}")
