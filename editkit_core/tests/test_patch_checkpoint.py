@@ -153,7 +153,7 @@ def test_a_wrong_base_is_refused_with_both_digests(tmp_path: Path, source: Path)
 
 
 def test_a_change_that_overflows_the_files_dtype_is_refused(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(ApplyError, match="overflow F16"):
+    with pytest.raises(ApplyError, match="overflow"):
         write_patched(source, patch_for(source, scale=1e6), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

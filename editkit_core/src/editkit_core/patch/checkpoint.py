@@ -72,6 +72,12 @@ class CheckpointSource:
         self.folder = Path(folder)
         self._shards: dict[str, Shard] = {}
 
+    @property
+    def files(self) -> frozenset[str]:
+        """Names of the files that the weights are loaded from, with the index if there is one."""
+        index = {INDEX} if (self.folder / INDEX).is_file() else set()
+        return frozenset(self._files.values()) | index
+
     def stored_name(self, parameter: str) -> str | None:
         """Return what the files call a parameter of the model, or None when they lack it."""
         candidates = [parameter]

@@ -1,8 +1,9 @@
-"""What a patch does to the tensors of a checkpoint on disk."""
+"""What patches do to the tensors of a checkpoint on disk."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -10,7 +11,11 @@ import torch
 from editkit_core.errors import ApplyError, BaseMismatchError
 from editkit_core.patch import bits
 from editkit_core.patch.checkpoint import CheckpointSource
+from editkit_core.patch.container import Slot
 from editkit_core.patch.format import Patch
+from editkit_core.patch.header import TensorFingerprint
+from editkit_core.patch.kinds import WeightEntry
+from editkit_core.patch.merging import canonical, merged
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -21,7 +26,7 @@ class Change:
         file: Name of the weights file.
         dtype: Container name of the stored element type.
         pristine: The tensor in the source.
-        patched: The tensor with the patch.
+        patched: The tensor with the patches.
     """
 
     file: str
@@ -30,56 +35,76 @@ class Change:
     patched: torch.Tensor
 
 
-def changes(source: CheckpointSource, patch: Patch) -> dict[str, Change]:
+@attrs.frozen(kw_only=True, eq=False)
+class _Summand:
+    """One entry, its patch's factor, and what the patch says about the weight."""
+
+    patch: Patch
+    entry: WeightEntry
+    scale: float
+
+    @property
+    def stated(self) -> TensorFingerprint:
+        return self.patch.header.base.tensors[self.entry.site.parameter]
+
+    @property
+    def layout(self) -> str:
+        return self.stated.layout
+
+
+def changes(source: CheckpointSource, patches: Sequence[tuple[Patch, float]]) -> dict[str, Change]:
     """Return the touched tensors before and after, by stored name.
 
     Args:
         source: The checkpoint.
-        patch: The patch.
+        patches: The patches with their scales, in any order: the result has the same bits.
 
     Raises:
         InputNotFoundError: The checkpoint lacks a weight.
-        BaseMismatchError: A weight is not the one the patch was made for.
-        ApplyError: A weight would overflow.
+        BaseMismatchError: A weight is not the one a patch was made for.
+        PatchFormatError: A weights file is malformed, or a weight is stored quantised.
+        ApplyError: A weight would overflow, or two patches disagree on how it is stored.
     """
-    base = patch.header.base
-    deltas: dict[str, list[torch.Tensor]] = defaultdict(list)
-    for entry in patch.entries:
-        parameter = entry.site.parameter
-        deltas[parameter].append(entry.delta(base.tensors[parameter].layout))
-    return dict(_change(source, patch, name, summands) for name, summands in deltas.items())
+    found: dict[str, list[_Summand]] = defaultdict(list)
+    for patch, scale in canonical(patches):
+        for entry in patch.entries:
+            stored = source.locate(entry.site.parameter)[1].name
+            found[stored].append(_Summand(patch=patch, entry=entry, scale=scale))
+    return {stored: _change(source, stored, summands) for stored, summands in found.items()}
 
 
-def _change(
-    source: CheckpointSource, patch: Patch, parameter: str, deltas: list[torch.Tensor]
-) -> tuple[str, Change]:
-    shard, slot = source.locate(parameter)
-    _check_base(source, patch, parameter)
-    pristine = source.tensor(parameter)
-    patched = bits.cast_once(pristine, deltas)
-    if not bits.all_finite(patched) and bits.all_finite(pristine):
+def _change(source: CheckpointSource, stored: str, summands: Sequence[_Summand]) -> Change:
+    shard, slot = source.locate(stored)
+    pristine = source.tensor(stored)
+    _check_base(source, slot, bits.sha256(pristine), summands)
+    layouts = {summand.layout for summand in summands}
+    if len(layouts) > 1:
         raise ApplyError(
-            f"With the patch {parameter} would overflow {slot.dtype}. Nothing was written. Apply "
-            "it in memory in mode overlay instead.",
-            parameter=parameter,
+            f"The patches disagree on whether {stored} is stored out × in or in × out, so one of "
+            "them was not made for this model. Verify each with `editkit patch verify --model`.",
+            parameter=stored,
         )
-    change = Change(file=shard.path.name, dtype=slot.dtype, pristine=pristine, patched=patched)
-    return slot.name, change
+    scaled = [(summand.entry, summand.scale) for summand in summands]
+    patched = merged(pristine, scaled, layouts.pop(), name=stored)
+    return Change(file=shard.path.name, dtype=slot.dtype, pristine=pristine, patched=patched)
 
 
-def _check_base(source: CheckpointSource, patch: Patch, parameter: str) -> None:
-    base = patch.header.base
-    stated = base.tensors[parameter]
-    found = source.tensor_fingerprint(parameter, stated.layout)
-    if (found.shape, found.dtype, found.sha256) == (stated.shape, stated.dtype, stated.sha256):
-        return
-    raise BaseMismatchError(
-        f"The patch {patch.header.id} was made for {base.model!r} and does not fit the weights in "
-        f"{source.folder}. {parameter}: the patch needs {stated.dtype} {stated.shape} "
-        f"{stated.sha256}, found {found.dtype} {found.shape} {found.sha256}. Give the folder of "
-        "the model it was made for, unpatched.",
-        patch=patch.header.id,
-        made_for=base.model,
-        expected={parameter: stated.sha256},
-        found={parameter: found.sha256},
-    )
+def _check_base(
+    source: CheckpointSource, slot: Slot, sha256: str, summands: Sequence[_Summand]
+) -> None:
+    """Compare a stored tensor with what every patch that changes it was made for."""
+    for summand in summands:
+        header, stated = summand.patch.header, summand.stated
+        if (slot.shape, slot.dtype, sha256) == (stated.shape, stated.dtype, stated.sha256):
+            continue
+        parameter = summand.entry.site.parameter
+        raise BaseMismatchError(
+            f"The patch {header.id} was made for {header.base.model!r} and does not fit the "
+            f"weights in {source.folder}. {parameter}: the patch needs {stated.dtype} "
+            f"{stated.shape} {stated.sha256}, found {slot.dtype} {slot.shape} {sha256}. Give the "
+            "folder of the model it was made for, unpatched.",
+            patch=header.id,
+            made_for=header.base.model,
+            expected={parameter: stated.sha256},
+            found={parameter: sha256},
+        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -85,7 +85,7 @@ def write_patched(
     source, out = CheckpointSource(source_folder), Path(out_folder)
     check_source(source.folder)
     check_out(source.folder, out, force)
-    touched = changes(source, patch)
+    touched = changes(source, [(patch, 1.0)])
     files = sorted(files_of(source.folder))
     report = FolderReport(
         folder=out,
@@ -106,31 +106,54 @@ def write_patched(
     return report
 
 
-def _fill(
+def copy_with(
     folder: Path,
     source: CheckpointSource,
-    files: list[Path],
-    patch: Patch,
+    files: Iterable[Path],
     touched: Mapping[str, Change],
     progress: Progress,
-) -> None:
+) -> dict[str, str]:
+    """Copy a checkpoint's files with some tensors changed; other bytes stay as they are.
+
+    Args:
+        folder: Where to; it exists.
+        source: Where from.
+        files: The files to copy, relative to the source's folder.
+        touched: The changed tensors, by stored name.
+        progress: Where to report to; it counts bytes.
+
+    Returns:
+        The digest of every rewritten weights file, by name.
+    """
     by_file: dict[str, dict[str, memoryview]] = defaultdict(dict)
     for name, change in touched.items():
         by_file[change.file][name] = bits.as_bytes(change.patched)
-    weights = {}
+    digests = {}
     for file in files:
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         if str(file) in by_file:
-            shard = source.shard(str(file))
-            pieces = Hashed(with_replaced(shard, by_file[str(file)]))
+            pieces = Hashed(with_replaced(source.shard(str(file)), by_file[str(file)]))
             write_file(target, pieces)
-            weights[str(file)] = FileChange(
-                source_sha256=file_sha256(shard.path), patched_sha256=pieces.sha256
-            )
+            digests[str(file)] = pieces.sha256
         else:
             shutil.copyfile(source.folder / file, target)
         progress.advance(target.stat().st_size, str(file))
+    return digests
+
+
+def _fill(
+    folder: Path,
+    source: CheckpointSource,
+    files: Iterable[Path],
+    patch: Patch,
+    touched: Mapping[str, Change],
+    progress: Progress,
+) -> None:
+    weights = {
+        file: FileChange(source_sha256=file_sha256(source.folder / file), patched_sha256=digest)
+        for file, digest in copy_with(folder, source, files, touched, progress).items()
+    }
     write_undo(folder, source.folder.resolve().name, patch, touched, weights)
 
 
