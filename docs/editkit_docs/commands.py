@@ -20,8 +20,15 @@ EXIT_CODES = (
     ("2", "the command was not understood"),
     ("3", "an installed plugin cannot be used"),
     ("4", "a patch was refused"),
+    (
+        "5",
+        "a conflict: between patches, of a patch with what it stands on, or of two processes",
+    ),
+    ("6", "the patch or the stack is for another base"),
+    ("7", "a patch file or a stack's folder is corrupt"),
     ("130", "stopped with Ctrl-C; nothing was half-written"),
 )
+MORE = "What a script may do about each: [Exit codes](exit-codes.md)."
 
 
 def walk(
@@ -41,7 +48,7 @@ def commands_page() -> str:
     """Return the page."""
     blocks = [block for context, command in walk() for block in _command(context, command)]
     exits = table(("exit code", "meaning"), EXIT_CODES)
-    return page("Command line", INTRO, *blocks, "## Exit codes", exits)
+    return page("Command line", INTRO, *blocks, "## Exit codes", exits, MORE)
 
 
 def _command(context: click.Context, command: click.Command) -> Iterator[str]:

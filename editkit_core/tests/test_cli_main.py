@@ -212,7 +212,7 @@ def test_the_exit_code_says_what_happened(
 
 def test_exit_codes_follow_the_tree() -> None:
     assert (SubjectNotInPromptError.exit_code, BrokenPluginError.exit_code) == (1, 3)
-    assert BaseMismatchError.exit_code == 4
+    assert BaseMismatchError.exit_code == 6
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of a terminal")

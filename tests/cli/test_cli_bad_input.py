@@ -114,7 +114,7 @@ def test_a_foreign_file_is_refused_as_a_patch(cli, tmp_path, content, word):
     path = tmp_path / "foreign.editkit.safetensors"
     path.write_bytes(content)
     ran = cli("patch", "show", path)
-    assert ran.code == 4
+    assert ran.code == 7
     assert word in ran.err
 
 
@@ -129,7 +129,7 @@ def test_a_patch_for_another_base_is_refused_with_both_digests(cli, tmp_path, da
     )
     patch.save(out)
     ran = cli("generate", *DEMO, "--prompt", "x", "--patch", out)
-    assert ran.code == 4
+    assert ran.code == 6
     assert "EK-P03" in ran.err
 
 

@@ -121,7 +121,7 @@ def test_verify_accepts_the_right_base_and_refuses_another(cli, patch_file, tmp_
     right = cli("patch", "verify", patch_file, "--model", "editkit:demo")
     assert right.code == 0, right.out + right.err
     wrong = cli("patch", "verify", patch_file, "--model", data_dir / "models" / "stories260k")
-    assert wrong.code == 4
+    assert wrong.code == 6
 
 
 def test_requests_come_from_a_file_and_give_one_patch(cli, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import keyword
 import os
 import sys
 import traceback
@@ -13,17 +14,27 @@ from typing import TYPE_CHECKING
 import click
 
 from editkit_core import __version__
+from editkit_core.cli.notes import show_notes
+from editkit_core.cli.output import printable
 from editkit_core.errors import EditkitError
 
 if TYPE_CHECKING:
     from editkit_core.cli.plugins import PluginCommands
 
 COMMANDS = {
+    "bench": "Edit a whole data set and measure every edit; resumable.",
+    "compare": "Show how two runs differ, request by request.",
+    "datasets": "List the formats of data sets, and say what a data set holds.",
     "edit": "Change one or more facts and write the patch.",
+    "export": "Write patches as a LoRA adapter or a plain checkpoint.",
     "generate": "Continue a prompt, with or without a patch.",
+    "import": "Make patches of other tools' files.",
+    "materialize": "Write a plain checkpoint with patches merged in.",
     "methods": "List the installed methods.",
     "models": "List the model families and packaged models.",
     "patch": "Show, verify, apply and revert patch files.",
+    "report": "Show what runs measured: a page, Markdown, CSV.",
+    "stack": "Keep patches on top of each other; take any of them out.",
     "stats": "Collect key statistics from a text corpus.",
     "trace": "Trace where a model recalls a fact, and draw it.",
 }
@@ -74,7 +85,8 @@ class LazyGroup(click.Group):
 
 
 def _command(name: str) -> click.Command:
-    command = import_module(f"editkit_core.cli.commands.{name}").command
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    command = import_module(f"editkit_core.cli.commands.{module}").command
     assert isinstance(command, click.Command)
     return command
 
@@ -100,8 +112,10 @@ def editkit(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with 0, or as the error says.
 
-    Exit codes: 1 the user's mistake, 2 usage, 3 a broken plugin, 4 a patch refused, 130 stopped.
+    Exit codes: 1 the user's mistake, 2 usage, 3 a broken plugin, 4 a patch refused, 5 a conflict,
+    6 the patch is for another base, 7 a file is corrupt, 130 stopped.
     """
+    show_notes()
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -138,7 +152,7 @@ def _report(told: EditkitError, cause: Exception, arguments: list[str]) -> int:
     if "--json" in arguments:
         click.echo(json.dumps({"error": {"code": told.code, "message": told.message}}))
     else:
-        click.echo(f"Error: {told}", err=True)
+        click.echo(f"Error: {printable(str(told))}", err=True)
     return told.exit_code
 
 

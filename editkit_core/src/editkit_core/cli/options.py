@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,6 +12,7 @@ from editkit_core.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from editkit_core.api import Editor
+    from editkit_core.patch.kinds import Kinds
 
 F = TypeVar("F", bound=Callable[..., Any])  # Any: click commands take any options
 
@@ -60,3 +62,20 @@ def load_editor(
     return Editor.from_pretrained(
         model, dtype=dtype, device=device, device_map=device_map, revision=revision
     )
+
+
+def known_kinds() -> Kinds:
+    """Return the entry kinds of the core and of every plugin that works."""
+    from editkit_core.host import Host
+    from editkit_core.patch.kinds import BUILTIN_KINDS
+
+    found, _ = Host().collect("patch_kinds")
+    return {**BUILTIN_KINDS, **{name: kind for name, (kind, _) in found.items()}}
+
+
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """Return the local folder of a checkpoint: packaged, on disk, or the hub's copy of it."""
+    from editkit_core.host import Host
+    from editkit_core.models.loading import find_folder
+
+    return find_folder(model, revision=revision, packaged=Host().registered("models"))

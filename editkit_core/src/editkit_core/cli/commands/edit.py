@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from editkit_core.cli.options import load_editor, model_options
+from editkit_core.cli.options import load_editor, optional_model_options
 from editkit_core.cli.output import (
     human_bytes,
     json_option,
@@ -30,7 +30,13 @@ SUFFIX = ".editkit.safetensors"
 
 
 @click.command("edit")
-@model_options
+@optional_model_options
+@click.option(
+    "--stack",
+    "-s",
+    type=click.Path(path_type=Path),
+    help="Compute it on top of this stack and push it there. The stack knows its base.",
+)
 @click.option("--method", default="rome", show_default=True, help="Id of an installed method.")
 @click.option(
     "--prompt", help="Text before the answer; {} or the subject's name marks the subject."
@@ -43,7 +49,7 @@ SUFFIX = ".editkit.safetensors"
     "--requests", "requests_file", type=click.Path(path_type=Path), help="A file of them."
 )
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="The patch file to write.")
-@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--force", is_flag=True, help="Overwrite the output; accept conflicts in the stack.")
 @click.option("--preset", help="A preset by name instead of the one that fits best.")
 @click.option("--params", "params_file", type=click.Path(path_type=Path), help="YAML or JSON.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter.")
@@ -62,6 +68,7 @@ SUFFIX = ".editkit.safetensors"
 @click.option("--dry-run", is_flag=True, help="Say what would be done; compute and write nothing.")
 @json_option
 def command(
+    stack: Path | None,
     method: str,
     prompt: str | None,
     subject: str | None,
@@ -82,15 +89,27 @@ def command(
     as_json: bool,
     **model: Any,  # Any: the model options as click gives them
 ) -> None:
-    """Change facts and write the change as a patch. The model's own files are never touched."""
+    """Change facts and write the change as a patch. The model's own files are never touched.
+
+    With --stack the edit is computed with the stack's patches on the model, and pushed on top of
+    them; a patch file is then written only where --out says so.
+    """
+    from editkit_core.cli.commands.stack import editing
+    from editkit_core.cli.commands.stack.basing import load_stacked
+    from editkit_core.cli.commands.stack.options import open_store
+    from editkit_core.cli.commands.stack.telling import plain_change, print_change
     from editkit_core.host import Host
     from editkit_core.params import load_mapping, parse_assignments
 
     if heatmap is not None and locate != "trace":
         raise click.UsageError("--heatmap goes with --locate trace.")
+    if stack is None and model["model"] is None:
+        raise click.UsageError("Give the model to edit with --model, or a stack with --stack.")
     single = (prompt, subject, target, target_true, paraphrases)
     requests = _requests(requests_file, *single)
-    out = out or Path(_slug(requests_file.stem if requests_file else requests[0].subject) + SUFFIX)
+    name = _slug(requests_file.stem if requests_file else requests[0].subject)
+    if stack is None:
+        out = out or Path(name + SUFFIX)
     for path in (out, heatmap):
         check_free(path, force=force)
     if heatmap is not None:
@@ -102,9 +121,15 @@ def command(
         **parse_assignments(assignments),
     }
     Host().load_method(method)  # a wrong id should not cost the time of loading a model
-    editor = load_editor(**model)
+    store = open_store(stack) if stack else None
+    if store is None:
+        editor = load_editor(**model)
+    else:
+        editing.refuse_contradiction(store, requests, force=force)
+        editor = load_stacked(store, **model)
     if dry_run:
-        _plan(editor, method, requests, editor.resolve_params(method, values, preset), out, as_json)
+        resolved = editor.resolve_params(method, values, preset)
+        _plan(editor, method, requests, resolved, out, stack, as_json)
         return
     with progress_bar(off=as_json) as bar:
         context = EditContext(
@@ -116,12 +141,20 @@ def command(
             progress=bar,
         )
         result = editor.run(requests, method=method, params=values, preset=preset, context=context)
-    result.patch.save(out, force=force)
+    if out is not None:
+        result.patch.save(out, force=force)
     answers = before_and_after(editor, result.patch, requests)
-    if as_json:
-        print_json(_plain(result, out, answers))
-    else:
+    plain = _plain(result, out, answers)
+    if not as_json:
         _show(result, out, answers)
+    if store is not None:
+        changed = editing.push_edit(store, result.patch, name, force=force, kept=out)
+        plain["stack"] = plain_change(changed)
+        if not as_json:
+            label = changed.document.state.entry(result.patch.id).label
+            print_change(changed, "push", "Pushed", f"{label} on {store.folder}")
+    if as_json:
+        print_json(plain)
 
 
 def check_free(path: Path | None, *, force: bool) -> None:
@@ -210,7 +243,8 @@ def _plan(
     method: str,
     requests: Sequence[EditRequest],
     resolved: Resolved,
-    out: Path,
+    out: Path | None,
+    stack: Path | None,
     as_json: bool,
 ) -> None:
     from editkit_core.params import unstructure
@@ -224,22 +258,25 @@ def _plan(
         "source": resolved.source,
         "params": params,
         "requests": len(requests),
-        "out": str(out),
+        "out": str(out) if out else None,
+        "stack": str(stack) if stack else None,
     }
     if as_json:
         print_json(plan)
         return
+    steps = ([f"write {out}"] if out else []) + ([f"push it on {stack}"] if stack else [])
     click.echo(
         f"Would edit {len(requests)} fact(s) in {editor.model.name} with {method}, ", nl=False
     )
-    click.echo(f"preset {resolved.preset or 'none'} ({resolved.source}), and write {out}.")
+    click.echo(f"preset {resolved.preset or 'none'} ({resolved.source}), and ", nl=False)
+    click.echo(f"{' and '.join(steps)}.")
     print_table(None, ("parameter", "value"), [(n, str(v)) for n, v in params.items()])
 
 
-def _plain(result: EditResult, out: Path, answers: Sequence[Answer]) -> dict[str, Any]:
+def _plain(result: EditResult, out: Path | None, answers: Sequence[Answer]) -> dict[str, Any]:
     return {
-        "out": str(out),
-        "bytes": out.stat().st_size,
+        "out": str(out) if out else None,
+        "bytes": _size(result.patch),
         "id": result.patch.header.id,
         "sites": [attrs.asdict(site) for site in result.sites],
         "preset": result.preset,
@@ -250,7 +287,14 @@ def _plain(result: EditResult, out: Path, answers: Sequence[Answer]) -> dict[str
     }
 
 
-def _show(result: EditResult, out: Path, answers: Sequence[Answer]) -> None:
+def _size(patch: Patch) -> int:
+    """Return the size of a patch's file in bytes."""
+    from editkit_core.patch.io import to_pieces
+
+    return sum(map(len, to_pieces(patch)))
+
+
+def _show(result: EditResult, out: Path | None, answers: Sequence[Answer]) -> None:
     from editkit_core.metrics.scoring import exact_match
 
     rows = [(a.prompt, a.wanted, a.before, a.after) for a in answers]
@@ -263,7 +307,8 @@ def _show(result: EditResult, out: Path, answers: Sequence[Answer]) -> None:
     where = ", ".join(sorted({site.parameter for site in result.sites}))
     seconds = sum(stage.wall_s for stage in result.stages)
     click.echo(
-        f"Wrote {out} ({human_bytes(out.stat().st_size)}, id {result.patch.header.id}) for "
+        f"{f'Wrote {out}' if out else 'Made a patch'} "
+        f"({human_bytes(_size(result.patch))}, id {result.patch.header.id}) for "
         f"{where}, computed in {seconds:.1f} s with preset {result.preset or 'none'} "
         f"({result.source})."
     )

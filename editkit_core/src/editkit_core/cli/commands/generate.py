@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from editkit_core.cli.options import load_editor, model_options
+from editkit_core.cli.options import known_kinds, load_editor, optional_model_options
 from editkit_core.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from editkit_core.api import Editor
 
 
 @click.command("generate")
-@model_options
+@optional_model_options
 @click.option("--prompt", "-p", "prompts", multiple=True, required=True, help="May be repeated.")
 @click.option("--patch", type=click.Path(path_type=Path), help="A patch to apply meanwhile.")
 @click.option(
+    "--stack",
+    "-s",
+    type=click.Path(path_type=Path),
+    help="Apply what counts in this stack, below the patch. The stack knows its base.",
+)
+@click.option(
     "--mode",
-    type=click.Choice(["merge", "overlay"]),
-    default="merge",
+    type=click.Choice(["auto", "merge", "overlay"]),
+    default="auto",
     show_default=True,
-    help="Write the patch into the weights in memory, or add it as a side path.",
+    help="Write patches into the weights in memory, add them as side paths, or what keeps them.",
 )
 @click.option(
     "--max-new-tokens",
@@ -51,6 +60,7 @@ from editkit_core.cli.output import json_option, print_json
 def command(
     prompts: tuple[str, ...],
     patch: Path | None,
+    stack: Path | None,
     mode: str,
     max_new_tokens: int,
     sample: bool,
@@ -64,8 +74,8 @@ def command(
     """Continue prompts greedily, or by sampling with a seed."""
     from editkit_core.patch.format import Patch
 
-    loaded = Patch.load(patch) if patch else None
-    editor = load_editor(**model)
+    loaded = Patch.load(patch, kinds=known_kinds()) if patch else None
+    editor = _load(stack, mode, model)
     with editor.applied(loaded, mode=mode) if loaded else nullcontext():
         texts = editor.model.generate(
             list(prompts),
@@ -81,3 +91,14 @@ def command(
         return
     for prompt, text in zip(prompts, texts, strict=True):
         click.echo(prompt + click.style(text, bold=True))
+
+
+def _load(stack: Path | None, mode: str, model: dict[str, Any]) -> Editor:
+    if stack is not None:
+        from editkit_core.cli.commands.stack.basing import load_stacked
+        from editkit_core.cli.commands.stack.options import open_store
+
+        return load_stacked(open_store(stack), mode=mode, **model)
+    if model["model"] is None:
+        raise click.UsageError("Give the model with --model, or a stack with --stack.")
+    return load_editor(**model)
