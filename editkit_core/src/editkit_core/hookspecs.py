@@ -96,7 +96,9 @@ def editkit_apply(  # type: ignore[empty-body]  # a specification has no body
     Args:
         model: The model the patch was made for.
         patch: What to apply.
-        mode: ``merge`` writes into the weights, ``overlay`` adds a side path.
+        mode: ``merge`` writes into the weights, ``overlay`` adds a side path, ``auto`` leaves the
+            choice to the implementation: the core merges where that is possible and keeps the
+            change.
         context: Seed and progress.
 
     Returns:
@@ -158,6 +160,27 @@ def editkit_register_patch_kinds(register: Register) -> None:
 
     Args:
         register: Call with the kind's full name and its kind object.
+    """
+
+
+@hookspec
+def editkit_register_datasets(register: Register) -> None:
+    """Add data sets and their formats: ``register(name, factory)`` makes ``name:PLACE`` loadable.
+
+    Args:
+        register: Call with the format's name and a zero-argument callable that returns a
+            ``DataFormat``; it is called only when data sets are listed or loaded.
+    """
+
+
+@hookspec
+def editkit_register_metrics(register: Register) -> None:
+    """Add metrics: ``register(name, factory)``.
+
+    Args:
+        register: Call with the metric's name and a zero-argument callable that returns a
+            ``Metric``, ``RunMetric`` or ``DerivedMetric``; it is called only when the metric is
+            used.
     """
 
 

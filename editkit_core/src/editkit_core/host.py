@@ -59,7 +59,7 @@ class Listing:
     info: MethodInfo | None = None
 
 
-REGISTER_HOOKS = ("models", "model_families", "patch_kinds", "commands")
+REGISTER_HOOKS = ("models", "model_families", "patch_kinds", "datasets", "metrics", "commands")
 
 
 @attrs.frozen

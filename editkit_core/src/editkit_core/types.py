@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TokenPosition = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 LocateStrategy = Literal["preset", "trace"]
 SLOT = "{}"
+_TEXT_FIELDS = ("prompt", "subject", "target_new", "target_true", "id", "relation", "group")
 _OPTIONAL = frozenset({"target_true", "relation"})
 
 
@@ -50,15 +51,41 @@ class Probe:
     Attributes:
         prompt: Plain text.
         answers: Accepted answers; used to continue the prompt when a metric teacher-forces.
+        target_true: The true answer of a pair that contrastive scoring compares.
+        target_new: The other answer of that pair.
     """
 
     prompt: str = attrs.field()
     answers: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    target_true: str | None = attrs.field(default=None)
+    target_new: str | None = attrs.field(default=None)
 
     @prompt.validator
     def _check_prompt(self, _: object, value: str) -> None:
         if not isinstance(value, str) or not value.strip():
             raise InvalidRequestError(f"A probe's prompt must be text, got {value!r}.")
+
+    @target_true.validator
+    @target_new.validator
+    def _check_target(self, field: attrs.Attribute[str | None], value: str | None) -> None:
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise InvalidRequestError(
+                f"A probe's {field.name} must be text, got {value!r}. Leave it out if there is "
+                "none."
+            )
+
+
+def _listed(value: Iterable[Probe]) -> tuple[Probe, ...]:
+    """Make a tuple of probes."""
+    if not isinstance(value, Iterable):
+        raise InvalidRequestError(f"Expected a list of probes, got {value!r}. Put it in a list.")
+    probes = tuple(value)
+    for probe in probes:
+        if not isinstance(probe, Probe):
+            raise InvalidRequestError(
+                f"Expected a list of probes, got {probe!r} in it. Give a prompt and answers."
+            )
+    return probes
 
 
 def _probes(value: Mapping[str, Iterable[Probe]]) -> Mapping[str, tuple[Probe, ...]]:
@@ -90,6 +117,11 @@ class EditRequest:
         paraphrases: Other prompts, plain text or templates, that should now give ``target_new``.
         locality: Probes by type whose answers should stay as they were.
         portability: Probes by type whose answers should follow from the new fact.
+        generation_prompts: Prompts, plain text or templates, that are continued freely.
+        attribute_prompts: Probes of other subjects for which ``target_new`` is true already.
+        reference_texts: Texts about ``target_new`` that free continuations are compared with.
+        group: Requests with the same group belong together: questions of one hold only when all
+            of them are edited. Empty means that it stands alone.
 
     Raises:
         InvalidRequestError: The prompt is empty or has two slots, or a value has a wrong type.
@@ -106,9 +138,13 @@ class EditRequest:
     paraphrases: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     locality: Mapping[str, tuple[Probe, ...]] = attrs.field(factory=dict, converter=_probes)
     portability: Mapping[str, tuple[Probe, ...]] = attrs.field(factory=dict, converter=_probes)
+    generation_prompts: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    attribute_prompts: tuple[Probe, ...] = attrs.field(default=(), converter=_listed)
+    reference_texts: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    group: str = ""
 
     def __attrs_post_init__(self) -> None:
-        for name in ("prompt", "subject", "target_new", "target_true", "id", "relation"):
+        for name in _TEXT_FIELDS:
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name in _OPTIONAL):
                 raise InvalidRequestError(
@@ -164,6 +200,11 @@ class EditRequest:
     def paraphrase_texts(self) -> tuple[str, ...]:
         """The paraphrases with the subject in them."""
         return tuple(p.replace(SLOT, self.subject) for p in self.paraphrases)
+
+    @property
+    def generation_texts(self) -> tuple[str, ...]:
+        """The generation prompts with the subject in them."""
+        return tuple(p.replace(SLOT, self.subject) for p in self.generation_prompts)
 
 
 @attrs.frozen(kw_only=True)

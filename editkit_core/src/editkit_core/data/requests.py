@@ -44,7 +44,7 @@ def load_requests(path: Path) -> tuple[EditRequest, ...]:
         raise InputNotFoundError(
             f"Cannot read the requests in {path}: {error}.", path=str(path)
         ) from error
-    requests = tuple(_request(record, where) for where, record in _records(path, text))
+    requests = tuple(structure_request(record, where) for where, record in _records(path, text))
     if not requests:
         raise RequestFileError(
             f"{path} holds no requests. Write one record a line.", path=str(path)
@@ -53,9 +53,18 @@ def load_requests(path: Path) -> tuple[EditRequest, ...]:
 
 
 def dump_request(request: EditRequest) -> dict[str, Any]:  # Any: JSON values
-    """Return a request as plain JSON values without empty fields."""
-    plain = converter().unstructure(request)
-    return {name: value for name, value in plain.items() if value not in (None, "", [], (), {})}
+    """Return a request as plain JSON values without empty fields, also inside its probes."""
+    plain: dict[str, Any] = _pruned(converter().unstructure(request))
+    return plain
+
+
+def _pruned(value: Any) -> Any:  # Any: JSON values
+    if isinstance(value, list | tuple):
+        return [_pruned(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    pruned = {name: _pruned(item) for name, item in value.items()}
+    return {name: item for name, item in pruned.items() if item not in (None, "", [], {})}
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:  # Any: JSON values
@@ -99,7 +108,17 @@ def _list(path: Path, text: str, suffix: str) -> Iterator[tuple[str, Any]]:  # A
         yield f"{path}, record {number}", record
 
 
-def _request(record: Any, where: str) -> EditRequest:  # Any: JSON values
+def structure_request(record: Any, where: str) -> EditRequest:  # Any: JSON values
+    """Make a request of plain values.
+
+    Args:
+        record: Its fields by name.
+        where: Its place, with which messages begin.
+
+    Raises:
+        RequestFileError: A field is unknown, missing or of the wrong type.
+        RequestError: It is well formed and cannot be edited.
+    """
     if not isinstance(record, dict):
         raise RequestFileError(
             f"{where} is {type(record).__name__}, not names and values.", where=where

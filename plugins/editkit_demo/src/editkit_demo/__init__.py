@@ -1,6 +1,7 @@
 """A tiny language model, shipped as package data, whose every fact is known.
 
-As a plugin of editkit it adds the packaged model ``editkit:demo`` and the command ``editkit demo``.
+As a plugin of editkit it adds the packaged model ``editkit:demo``, the data set ``demo`` and the
+command ``editkit demo``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from editkit_core import hookimpl
 if TYPE_CHECKING:
     import click
 
+    from editkit_core.data.format import DataFormat
     from editkit_core.hookspecs import Register
 
 __all__ = ["__version__", "model_path"]
@@ -32,9 +34,21 @@ def editkit_register_models(register: Register) -> None:
 
 
 @hookimpl
+def editkit_register_datasets(register: Register) -> None:
+    """Make the model's facts loadable as the data set ``demo``."""
+    register("demo", _demo_format)
+
+
+@hookimpl
 def editkit_register_commands(register: Register) -> None:
     """Add ``editkit demo``."""
     register("demo", _demo_command)
+
+
+def _demo_format() -> DataFormat:
+    from editkit_demo.dataset import DemoFormat
+
+    return DemoFormat()
 
 
 def _demo_command() -> click.Command:

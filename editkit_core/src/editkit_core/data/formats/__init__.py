@@ -1,0 +1,1 @@
+"""The formats of public data sets, one a module, and our own."""
