@@ -7,8 +7,11 @@ import pytest
 
 from editkit_core import Editor, EditRequest
 from editkit_core.errors import StaleEntryError, UnknownMethodError
+from editkit_core.patch.fold import fold
 from editkit_core.patch.header_codec import seal
-from editkit_core.stack import PatchStack
+from editkit_core.stack import PatchStack, StackState
+from editkit_core.stack import operations as ops
+from editkit_core.stack.patch_stack import entry_of
 from editkit_core.stack.rebase import rebase
 
 JAPAN = EditRequest(prompt="The capital of {} is", subject="Japan", target_new="Nairobi")
@@ -108,6 +111,17 @@ def test_a_patch_without_requests_cannot_be_computed_again(editor, stack):
     held[peru] = attrs.evolve(held[peru], header=attrs.evolve(held[peru].header, edits=()))
     with pytest.raises(StaleEntryError, match="holds no requests"):
         rebase(editor, state, held)
+
+
+def test_a_fold_is_split_before_it_is_computed_again(editor, stack):
+    japan, peru, kenya = (entry.patch for entry in stack.entries)
+    folded = fold([(peru, 1.0), (kenya, 1.0)], below=[(japan, 1.0)])
+    state = ops.push(ops.push(StackState(), entry_of(japan)), entry_of(folded))
+    assert state.stale == ()
+    held = {patch.id: patch for patch in (japan, folded)}
+    stack.clear()
+    with pytest.raises(StaleEntryError, match="Split it first"):
+        rebase(editor, ops.disable(state, japan.id), held)
 
 
 def test_a_method_that_is_not_installed_is_named(editor, stack):

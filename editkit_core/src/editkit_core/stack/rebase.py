@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from editkit_core.errors import StaleEntryError
+from editkit_core.patch.fold_record import FOLD
 from editkit_core.patch.header_codec import seal
 from editkit_core.stack import operations
 from editkit_core.stack.patch_stack import PatchStack, entry_of
@@ -110,6 +111,12 @@ def _computed_again(
 
 
 def _check_computable(entry: EntryState, patch: Patch) -> None:
+    if patch.header.method.name == FOLD:
+        raise StaleEntryError(
+            f"{entry.label} is a fold of several patches, which are computed again one by one. "
+            "Nothing was changed. Split it first (editkit stack split), then rebase.",
+            patch=entry.id,
+        )
     if not patch.header.edits:
         raise StaleEntryError(
             f"{entry.label} holds no requests, so it cannot be computed again. Nothing was "
