@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from editkit_core.metrics.report import Report, Row, merge_reports
+from editkit_core.metrics.report import Facts, Measured, Report, Row, merge_reports
 
 
 def row(after: float, *, request: int = 0, before: float = 0.0, **more: Any) -> Row:
@@ -54,7 +54,7 @@ def test_a_request_without_such_probes_does_not_count() -> None:
 
 def test_what_was_not_measured_is_not_zero() -> None:
     with pytest.raises(KeyError):
-        Report((row(1.0),)).score("fluency")  # type: ignore[arg-type]  # that is the test
+        Report((row(1.0),)).score("fluency")
     assert Report(()).scores() == ()
 
 
@@ -71,3 +71,31 @@ def test_a_report_is_plain_json() -> None:
     again = json.loads(json.dumps(report.to_dict()))
     assert again["scores"][0]["after"] == 1.0
     assert again["rows"][0]["prompt"] == "p"
+
+
+def facts() -> Facts:
+    return Facts(
+        target_policy="alt", seed=3, model="ab" * 32, patches=("p1",), versions={"torch": "2"}
+    )
+
+
+def test_a_record_comes_back_as_it_was() -> None:
+    rows = (row(1.0, text_after="Lima"), row(2.5, unit="nat", higher_is_better=False))
+    measured = Measured(rows, facts())
+    record = json.loads(json.dumps(measured.to_record()))
+    assert Measured.from_record(record) == measured
+    assert "text_before" not in record["rows"][0]
+    assert "unit" not in record["rows"][0]
+
+
+def test_every_joined_row_carries_the_facts() -> None:
+    measured = Measured((row(1.0), row(0.0)), facts())
+    for joined in measured.joined():
+        for name in ("protocol", "target_policy", "seed", "model", "patches", "versions"):
+            assert joined[name]
+
+
+def test_scores_carry_the_unit_and_direction_of_their_rows() -> None:
+    report = Report((row(2.0, unit="nat", higher_is_better=False),))
+    (score,) = report.scores()
+    assert (score.unit, score.higher_is_better) == ("nat", False)

@@ -17,6 +17,8 @@ from editkit_core.errors import InvalidParameterError, UnsupportedModelError
 from editkit_core.models.text import Batch, pad_batch
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from editkit_core.models.editable import EditableModel
 
 
@@ -142,18 +144,26 @@ class _Row:
         return text.partition(self.stop_at)[0] if self.stop_at else text
 
     def _decode(self) -> str:
-        # Decoded together with the prompt: alone, a first token would lose its leading space.
-        before = self._spell(self.prompt_ids)
-        whole = self._spell((*self.prompt_ids, *self.new_ids))
-        new = whole[len(before) :] if whole.startswith(before) else self._spell(self.new_ids)
+        new = continuation(self.model.tokenizer, self.prompt_ids, self.new_ids)
         return new.lstrip(" ") if self.drop_spaces else new
 
-    def _spell(self, ids: Sequence[int]) -> str:
-        return str(
-            self.model.tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+
+def continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], new_ids: Sequence[int]
+) -> str:
+    """Return the text that ``new_ids`` add after ``prompt_ids``, its leading space included.
+
+    They are decoded together with the prompt: alone, a first token would lose its leading space.
+    """
+    before = _spell(tokenizer, prompt_ids)
+    whole = _spell(tokenizer, (*prompt_ids, *new_ids))
+    return whole[len(before) :] if whole.startswith(before) else _spell(tokenizer, new_ids)
+
+
+def _spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 @torch.no_grad()
