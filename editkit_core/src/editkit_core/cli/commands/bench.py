@@ -178,23 +178,42 @@ def _code(summary: Mapping[str, Any]) -> int:  # Any: JSON values
 
 
 def _show_scores(title: str, summary: Mapping[str, Any]) -> None:  # Any: JSON values
-    rows = [
-        (
-            score["stage"],
-            score["metric"],
-            score["probe"],
-            score["protocol"],
-            _number(score, score["before"]),
-            _number(score, score["after"]),
-            _interval(score),
-            str(score["n"]),
-        )
-        for score in summary["scores"]
-    ]
-    print_table(
-        f"{title} (shares in percent)",
-        ("stage", "metric", "probe", "protocol", "before", "after", "95 %", "n"),
-        rows,
+    """Print a table of scores for each stage, and what the edits took apart from them."""
+    click.echo(f"{title} (shares in percent)")
+    for stage in dict.fromkeys(score["stage"] for score in summary["scores"]):
+        scores = [score for score in summary["scores"] if score["stage"] == stage]
+        asked = [score for score in scores if score["protocol"] != "run"]
+        took = [score for score in scores if score["protocol"] == "run"]
+        if asked:
+            print_table(
+                f"\n{stage.replace('_', ' ')}",
+                ("metric", "probe", "protocol", "before", "after", "95 %", "n"),
+                [_scored(score) for score in asked],
+            )
+        if took:
+            print_table(None, ("took", "stage", "mean", "95 %", "n"), [_taken(s) for s in took])
+
+
+def _scored(score: Mapping[str, Any]) -> tuple[str, ...]:  # Any: JSON values
+    unit = "" if score["unit"] == "share" else f" ({score['unit']})"
+    return (
+        score["metric"] + unit,
+        score["probe"],
+        score["protocol"],
+        _number(score, score["before"], unit=False),
+        _number(score, score["after"], unit=False),
+        _interval(score, unit=False),
+        str(score["n"]),
+    )
+
+
+def _taken(score: Mapping[str, Any]) -> tuple[str, ...]:  # Any: JSON values
+    return (
+        score["metric"],
+        score["probe"],
+        _number(score, score["after"]),
+        _interval(score),
+        str(score["n"]),
     )
 
 
@@ -207,9 +226,9 @@ def _number(score: Mapping[str, Any], value: float, *, unit: bool = True) -> str
     return f"{value:.3f} {score['unit']}" if unit else f"{value:.3f}"
 
 
-def _interval(score: Mapping[str, Any]) -> str:  # Any: JSON values
+def _interval(score: Mapping[str, Any], *, unit: bool = True) -> str:  # Any: JSON values
     ends = score["after_interval"]
-    return "" if ends is None else " – ".join(_number(score, end, unit=False) for end in ends)
+    return "" if ends is None else " – ".join(_number(score, end, unit=unit) for end in ends)
 
 
 def _show_failures(summary: Mapping[str, Any]) -> None:  # Any: JSON values
