@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from editkit_core.patch.merging import Summed
+
 if TYPE_CHECKING:
     from editkit_core.patch.kinds import WeightEntry
 
@@ -35,15 +37,14 @@ def merge_cosine(
     Returns:
         From -1 to 1; 1 for no change at all, 0 when nothing of it survives or a number overflows.
     """
-    parts = [_Part(entry, scale, layout) for entry, scale in summands]
+    summed = Summed(summands, layout)
     both = asked = realised = 0.0
     rows = max(1, _BLOCK_NUMBERS // pristine.shape[1])
     for start in range(0, pristine.shape[0], rows):
         stop = min(start + rows, pristine.shape[0])
         base = pristine[start:stop].detach().cpu().to(torch.float64)
         delta = torch.zeros_like(base)
-        for part in parts:
-            part.add_to(delta, start, stop)
+        summed.add_to(delta, start, stop)
         # torch's cast is a last bit off the one rounding in a few numbers of a million: no matter
         got = (base + delta).to(pristine.dtype).to(torch.float64).sub_(base)
         both += torch.dot(delta.flatten(), got.flatten()).item()
@@ -53,23 +54,3 @@ def merge_cosine(
         return 1.0
     cosine = both / math.sqrt(asked * realised) if realised > 0 else 0.0
     return cosine if math.isfinite(cosine) else 0.0
-
-
-class _Part:
-    """One change, ready to be added block by block."""
-
-    def __init__(self, entry: WeightEntry, scale: float, layout: str) -> None:
-        self._scale, self._dense = scale, None
-        factors = entry.factors()
-        if factors is None:
-            self._dense = entry.delta(layout)
-            return
-        u, v = (torch.tensor(factor, dtype=torch.float64) for factor in factors)
-        self._left, self._right = (v.T, u.T) if layout == "in_out" else (u, v)
-
-    def add_to(self, block: Tensor, start: int, stop: int) -> None:
-        """Add the rows ``start`` to ``stop``."""
-        if self._dense is not None:
-            block.add_(self._dense[start:stop], alpha=self._scale)
-        else:
-            block.addmm_(self._left[start:stop], self._right, alpha=self._scale)

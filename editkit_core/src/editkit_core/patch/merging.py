@@ -55,17 +55,14 @@ def merged(
         ApplyError: A number would overflow.
     """
     base = pristine.detach().cpu()
-    left, right = _factors(summands, layout)
-    dense = [(e.delta(layout), scale) for e, scale in summands if e.factors() is None]
+    summed = Summed(summands, layout)
     new = torch.empty(base.shape, dtype=base.dtype)
     rows = max(1, _BLOCK_NUMBERS // base.shape[1])
     block = torch.empty(min(rows, base.shape[0]), base.shape[1], dtype=torch.float64)
     for start in range(0, base.shape[0], rows):
         stop = min(start + rows, base.shape[0])
         total = block[: stop - start].copy_(base[start:stop])
-        for delta, scale in dense:
-            total.add_(delta[start:stop], alpha=scale)
-        _add_product(total, left[start:stop], right)
+        summed.add_to(total, start, stop)
         new[start:stop] = round_once(total, base.dtype) if base.dtype in _HALF else total
         if not bits.all_finite(new[start:stop]) and bits.all_finite(base[start:stop]):
             raise ApplyError(
@@ -74,6 +71,25 @@ def merged(
                 parameter=name,
             )
     return new.to(pristine.device)
+
+
+class Summed:
+    """The changes of one weight, ready to be added block by block.
+
+    Args:
+        summands: The changes and their scales.
+        layout: ``out_in``, or ``in_out`` for a weight stored as (d_in, d_out).
+    """
+
+    def __init__(self, summands: Sequence[tuple[WeightEntry, float]], layout: str) -> None:
+        self._left, self._right = _factors(summands, layout)
+        self._dense = [(e.delta(layout), scale) for e, scale in summands if e.factors() is None]
+
+    def add_to(self, block: Tensor, start: int, stop: int) -> None:
+        """Add the stored weight's rows ``start`` to ``stop`` to a float64 block in place."""
+        for delta, scale in self._dense:
+            block.add_(delta[start:stop], alpha=scale)
+        _add_product(block, self._left[start:stop], self._right)
 
 
 def _factors(summands: Sequence[tuple[WeightEntry, float]], layout: str) -> tuple[Tensor, Tensor]:
