@@ -124,7 +124,7 @@ def _neighbours(request: EditRequest) -> Iterator[Pair]:
             yield Pair(probe.prompt, probe.target_true, probe.target_new or request.target_new)
 
 
-def _info(name: str, title: str, definition: str, *needs: str, magnitude: bool) -> MetricInfo:
+def _info(name: str, title: str, definition: str, *needs: str) -> MetricInfo:
     return MetricInfo(
         name=name,
         title=title,
@@ -132,8 +132,6 @@ def _info(name: str, title: str, definition: str, *needs: str, magnitude: bool) 
         source=_ROME,
         definition=definition,
         needs=needs,
-        # Of two probabilities, an always wrong model gives the one that is not wanted.
-        worst=0.0,
     )
 
 
@@ -148,7 +146,6 @@ def efficacy_score() -> Contrast:
             "ES: the new answer is likelier than the true one",
             "1[NLL(true|x_e) > NLL(new|x_e)]",
             "target_true",
-            magnitude=False,
         ),
         _edited,
         _likelier,
@@ -166,7 +163,6 @@ def efficacy_magnitude() -> Contrast:
             "EM: how much likelier the new answer is",
             "p̄(new|x_e) - p̄(true|x_e), p̄ = exp(-mean token NLL)",
             "target_true",
-            magnitude=True,
         ),
         _edited,
         _by_how_much,
@@ -185,7 +181,6 @@ def paraphrase_score() -> Contrast:
             "1[NLL(true|x) > NLL(new|x)], x over the paraphrases",
             "target_true",
             "paraphrases",
-            magnitude=False,
         ),
         _rephrased,
         _likelier,
@@ -204,7 +199,6 @@ def paraphrase_magnitude() -> Contrast:
             "p̄(new|x) - p̄(true|x), x over the paraphrases",
             "target_true",
             "paraphrases",
-            magnitude=True,
         ),
         _rephrased,
         _by_how_much,
@@ -224,7 +218,6 @@ def neighborhood_score() -> Contrast:
             "1[NLL(true|x) < NLL(new|x)], x over the locality probes of type neighborhood",
             "target_true",
             "locality.neighborhood",
-            magnitude=False,
         ),
         _neighbours,
         _likelier,
@@ -243,7 +236,6 @@ def neighborhood_magnitude() -> Contrast:
             "p̄(true|x) - p̄(new|x), x over the locality probes of type neighborhood",
             "target_true",
             "locality.neighborhood",
-            magnitude=True,
         ),
         _neighbours,
         _by_how_much,
