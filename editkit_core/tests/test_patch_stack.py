@@ -23,7 +23,7 @@ from editkit_core.errors import (
     UnknownEntryError,
 )
 from editkit_core.models.editable import EditableModel
-from editkit_core.patch import Patch, apply_patch, bits, ledger
+from editkit_core.patch import Patch, apply_patch, bits, fingerprint, ledger
 from editkit_core.patch.header_codec import seal
 from editkit_core.stack import PatchStack, StackState
 from editkit_core.stack import operations as ops
@@ -337,6 +337,26 @@ def test_a_state_is_restored_as_one_change() -> None:
         again.become(ops.enable(again.state, "p1"))
         assert model.state_digest() == expected_digest(list(patches.values()), [1, 1, -0.5])
     assert model.state_digest() == model_of().state_digest()
+
+
+def test_a_weight_is_hashed_once_for_all_patches_of_a_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of()
+    patches = {p.id: p for p in (patch_of(model, seed) for seed in range(5))}
+    with PatchStack(model) as stack:
+        for patch in patches.values():
+            stack.push(patch)
+        state = stack.state
+    real, hashed = fingerprint.sha256, []
+
+    def counting(tensor: torch.Tensor) -> str:
+        hashed.append(tensor.shape)
+        return real(tensor)
+
+    monkeypatch.setattr(fingerprint, "sha256", counting)
+    with PatchStack.restore(model, state, patches):
+        assert len(hashed) == 1
 
 
 def test_a_state_with_a_patch_that_is_not_at_hand_is_refused() -> None:

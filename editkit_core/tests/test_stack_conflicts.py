@@ -17,8 +17,7 @@ from editkit_core.patch import (
 )
 from editkit_core.stack import operations as ops
 from editkit_core.stack.conflicts import Conflict, check_conflicts, find_conflicts
-from editkit_core.stack.patch_stack import entry_of
-from editkit_core.stack.state import EntryState, StackState
+from editkit_core.stack.state import EntryState, StackState, entry_of
 from editkit_core.types import EditRequest, Site
 
 SITE = Site(module="m", parameter="m.weight", layer=0)

@@ -25,7 +25,7 @@ from editkit_core.patch import Patch, bits
 from editkit_core.patch.header_codec import seal
 from editkit_core.stack import EntryState, PatchStack, StackState
 from editkit_core.stack import operations as ops
-from editkit_core.stack.patch_stack import entry_of
+from editkit_core.stack.state import entry_of
 from editkit_core.testing.models import tiny_model
 from editkit_core.testing.patches import random_patch
 

@@ -11,8 +11,8 @@ from editkit_core.patch.fold import fold
 from editkit_core.patch.header_codec import seal
 from editkit_core.stack import PatchStack, StackState
 from editkit_core.stack import operations as ops
-from editkit_core.stack.patch_stack import entry_of
 from editkit_core.stack.rebase import rebase
+from editkit_core.stack.state import entry_of
 
 JAPAN = EditRequest(prompt="The capital of {} is", subject="Japan", target_new="Nairobi")
 PERU = EditRequest(prompt="The capital of {} is", subject="Peru", target_new="Oslo")

@@ -35,8 +35,8 @@ from editkit_core.metrics.metric import RunMetric
 from editkit_core.metrics.report import Facts, Measured, Row
 from editkit_core.stack import operations
 from editkit_core.stack.conflicts import Conflict, find_conflicts
-from editkit_core.stack.patch_stack import PatchStack, entry_of
-from editkit_core.stack.state import StackState
+from editkit_core.stack.patch_stack import PatchStack
+from editkit_core.stack.state import StackState, entry_of
 from editkit_core.types import EditContext, Progress
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from editkit_core.patch.header_codec import to_json
 from editkit_core.patch.kinds import WeightEntry
 from editkit_core.patch.kinds.dense import DenseEntry
 from editkit_core.stack.conflicts import Conflict, find_conflicts
-from editkit_core.stack.state import EntryState
+from editkit_core.stack.state import entry_of
 from editkit_core.types import EditRequest
 
 State = Literal["same", "changed", "added", "removed"]
@@ -312,17 +312,6 @@ def _incomparable(
 def _conflicts(first: Patch, second: Patch) -> tuple[Conflict, ...]:
     if first.id == second.id:
         return ()
-    pairs = [
-        (
-            EntryState(
-                id=patch.id,
-                name=patch.header.name,
-                content_digest=patch.header.content_digest,
-                computed_on=patch.header.computed_on,
-            ),
-            patch,
-        )
-        for patch in (first, second)
-    ]
+    pairs = [(entry_of(patch), patch) for patch in (first, second)]
     both = {first.id, second.id}
     return tuple(c for c in find_conflicts(pairs) if {c.lower, c.upper} == both)

@@ -35,6 +35,9 @@ _NAME_THE_FILES = (
 )
 
 
+Digests = dict[tuple[str, str], str | None]
+
+
 @attrs.frozen(kw_only=True)
 class Mismatch:
     """A tensor that is not, or cannot be told to be, the one a patch was made for.
@@ -76,16 +79,25 @@ def base_fingerprint(model: EditableModel, parameters: Iterable[str]) -> BaseFin
     )
 
 
-def check_base(model: EditableModel, patch: Patch) -> None:
-    """Check that every tensor the patch changes is the one it was made for.
+def check_base(model: EditableModel, *patches: Patch) -> None:
+    """Check that every tensor the patches change is the one they were made for.
+
+    A tensor is hashed once, however many of them change it.
 
     Raises:
         BaseMismatchError: One is not, and the message names both digests of each; or it cannot be
             told, and the message says what to do.
     """
-    wrong = mismatches(model, patch)
-    if not wrong:
-        return
+    digests: Digests = {}
+    for patch in patches:
+        wrong = mismatches(model, patch, digests)
+        if wrong:
+            raise _mismatch_error(model, patch, wrong)
+
+
+def _mismatch_error(
+    model: EditableModel, patch: Patch, wrong: tuple[Mismatch, ...]
+) -> BaseMismatchError:
     rows = "; ".join(f"{m.parameter}: the patch needs {m.expected}, found {m.found}" for m in wrong)
     made_for = f"The patch {patch.header.id} was made for {patch.header.base.model!r}"
     if all(mismatch.unknown for mismatch in wrong):
@@ -98,7 +110,7 @@ def check_base(model: EditableModel, patch: Patch) -> None:
             f"{made_for} and does not fit {model.name!r}. {rows}. Load the model it was made for, "
             "or make the edit again on this one."
         )
-    raise BaseMismatchError(
+    return BaseMismatchError(
         message,
         patch=patch.header.id,
         made_for=patch.header.base.model,
@@ -107,9 +119,19 @@ def check_base(model: EditableModel, patch: Patch) -> None:
     )
 
 
-def mismatches(model: EditableModel, patch: Patch) -> tuple[Mismatch, ...]:
-    """Return the tensors that are not the ones a patch was made for."""
-    compared = (_compare(model, name, stated) for name, stated in patch.header.base.tensors.items())
+def mismatches(
+    model: EditableModel, patch: Patch, digests: Digests | None = None
+) -> tuple[Mismatch, ...]:
+    """Return the tensors that are not the ones a patch was made for.
+
+    Args:
+        model: The model.
+        patch: The patch.
+        digests: Digests by name and dtype that are known already; new ones are added.
+    """
+    known: Digests = {} if digests is None else digests
+    stated = patch.header.base.tensors.items()
+    compared = (_compare(model, name, tensor, known) for name, tensor in stated)
     return tuple(mismatch for mismatch in compared if mismatch is not None)
 
 
@@ -153,7 +175,9 @@ def _as_stored(model: EditableModel, name: str, live: torch.Tensor) -> tuple[str
     )
 
 
-def _compare(model: EditableModel, name: str, stated: TensorFingerprint) -> Mismatch | None:
+def _compare(
+    model: EditableModel, name: str, stated: TensorFingerprint, digests: Digests
+) -> Mismatch | None:
     expected = f"{stated.dtype} {stated.shape} {stated.sha256}"
     try:
         live = _pristine(model, name)
@@ -165,7 +189,9 @@ def _compare(model: EditableModel, name: str, stated: TensorFingerprint) -> Mism
     if shape != stated.shape or layout != stated.layout:
         found = f"{shape} stored {layout}"
         return Mismatch(parameter=name, expected=f"{expected} stored {stated.layout}", found=found)
-    if _digest(model, name, live, stated.dtype) == stated.sha256:
+    if (name, stated.dtype) not in digests:
+        digests[name, stated.dtype] = _digest(model, name, live, stated.dtype)
+    if digests[name, stated.dtype] == stated.sha256:
         return None
     told = _found(live, model, name)
     found = told or f"a weight that is {held_otherwise(live)}, and no files to compare"

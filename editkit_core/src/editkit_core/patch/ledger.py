@@ -141,8 +141,10 @@ class WeightLedger:
         gone = [active for active in self._active if active.token in remove]
         kept = [active for active in self._active if active.token not in remove]
         new: list[Active] = []
+        taken = {active.patch.header.id for active in kept}
         for wanted in add:
-            self._check(wanted, (*kept, *new))
+            self._check(wanted, taken)
+            taken.add(wanted.patch.header.id)
             new.append(
                 Active(
                     token=next(self._tokens),
@@ -233,11 +235,11 @@ class WeightLedger:
             name = self._names[id(wanted)]
         return name
 
-    def _check(self, wanted: Wanted, others: Sequence[Active]) -> None:
+    def _check(self, wanted: Wanted, taken: Collection[str]) -> None:
         patch, mode = wanted.patch, wanted.mode
         if mode not in ("merge", "overlay"):
             raise ApplyError(f"There is no mode {mode!r}. Use merge or overlay.", mode=mode)
-        if any(active.patch.header.id == patch.header.id for active in others):
+        if patch.header.id in taken:
             raise ApplyError(
                 f"The patch {patch.header.id} is applied already. Revert it before applying it "
                 "again.",

@@ -47,18 +47,10 @@ class VerifyRow:
     fatal: bool = True
 
 
-@attrs.frozen(kw_only=True)
-class VerifyReport:
-    """The answers to all checks.
+class Checks:
+    """What a report of checks says as a whole."""
 
-    Attributes:
-        path: The file.
-        id: The patch's id, or None when it could not be read.
-        rows: One a check, in order; the first fatal failure of the file ends them.
-    """
-
-    path: str
-    id: str | None
+    __slots__ = ()
     rows: tuple[VerifyRow, ...]
 
     @property
@@ -70,6 +62,21 @@ class VerifyReport:
     def warnings(self) -> tuple[VerifyRow, ...]:
         """The failed checks that are not fatal."""
         return tuple(row for row in self.rows if not row.ok and not row.fatal)
+
+
+@attrs.frozen(kw_only=True)
+class VerifyReport(Checks):
+    """The answers to all checks.
+
+    Attributes:
+        path: The file.
+        id: The patch's id, or None when it could not be read.
+        rows: One a check, in order; the first fatal failure of the file ends them.
+    """
+
+    path: str
+    id: str | None
+    rows: tuple[VerifyRow, ...]
 
 
 def verify(

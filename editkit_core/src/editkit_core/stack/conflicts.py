@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -146,10 +145,7 @@ def check_change(
     """
     counted = {(entry.id, entry.scale) for entry in before.active}
     new = {entry.id for entry in after.active if (entry.id, entry.scale) not in counted}
-    lost = _below(before) - _below(after)
-    if lost:
-        gone = {lower for lower, _ in lost}
-        new |= {e.id for e in after.active if gone & set(_needs(patch_of, e))}
+    new |= _bereft(before, after, patch_of)
     if not new:
         return ()
     pairs = [(entry, patch_of(entry)) for entry in after.active]
@@ -157,14 +153,23 @@ def check_change(
     return check_conflicts(pairs, new, force=force, known=find_conflicts(former, only=new))
 
 
-def _below(state: StackState) -> set[tuple[str, str]]:
-    """Return which active entry lies below which."""
-    return set(combinations((entry.id for entry in state.active), 2))
-
-
-def _needs(patch_of: Callable[[EntryState], Patch], entry: EntryState) -> tuple[str, ...]:
-    patch = _readable(patch_of, entry)
-    return () if patch is None else patch.header.requires
+def _bereft(
+    before: StackState, after: StackState, patch_of: Callable[[EntryState], Patch]
+) -> set[str]:
+    """Return the ids of the entries that had below them what they require, and have it no more."""
+    were = {entry.id: place for place, entry in enumerate(before.active)}
+    are = {entry.id: place for place, entry in enumerate(after.active)}
+    stayed = [name for name in were if name in are]
+    if len(stayed) == len(were) and stayed == [name for name in are if name in were]:
+        return set()  # nothing went and nothing moved, so no patch file need be read
+    found = set()
+    for entry in after.active:
+        patch = _readable(patch_of, entry) if entry.id in were else None
+        for needed in () if patch is None else patch.header.requires:
+            had = were.get(needed, len(were)) < were[entry.id]
+            if had and are.get(needed, len(are)) > are[entry.id]:
+                found.add(entry.id)
+    return found
 
 
 def _readable(patch_of: Callable[[EntryState], Patch], entry: EntryState) -> Patch | None:
@@ -329,17 +334,19 @@ def _module_crosstalk(
     pairs: Sequence[Pair], module: str, asked: Collection[str]
 ) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield ((acting, acted on), largest ratio over the keys) for the patches of one module."""
-    acting = [i for i, (_, patch) in enumerate(pairs) if _entries(patch, module)]
-    for j, (entry, patch) in enumerate(pairs):
+    acting = {i: found for i, (_, patch) in enumerate(pairs) if (found := _entries(patch, module))}
+    for j, own_entries in acting.items():
+        entry, patch = pairs[j]
         keys = _keys(patch, module)
-        if keys is None or j not in acting:
+        if keys is None:
             continue
-        own = entry.scale * _moved(_entries(patch, module), keys)  # (n,)
-        for i in acting:
-            other, others = pairs[i]
-            if i == j or other.id in entry.depends_on or not {entry.id, other.id} & set(asked):
+        own = entry.scale * _moved(own_entries, keys)  # (n,)
+        for i, entries in acting.items():
+            other = pairs[i][0]
+            involved = entry.id in asked or other.id in asked
+            if i == j or other.id in entry.depends_on or not involved:
                 continue
-            moved = other.scale * _moved(_entries(others, module), keys)  # (n,)
+            moved = other.scale * _moved(entries, keys)  # (n,)
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratios = np.where(own != 0, np.abs(moved / own), 0.0)
             yield (i, j), float(ratios.max())

@@ -19,7 +19,7 @@ from editkit_core.patch.modes import choose_mode, tell
 from editkit_core.patch.pristine import PristineSource
 from editkit_core.stack import operations
 from editkit_core.stack.conflicts import CROSSTALK, Conflict, check_change, find_conflicts
-from editkit_core.stack.state import EntryState, Mode, StackState
+from editkit_core.stack.state import EntryState, Mode, StackState, entry_of
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
@@ -81,8 +81,7 @@ class PatchStack:
             PatchError: A patch does not fit the model.
         """
         stack = cls(model, pristine=pristine)
-        for entry in state.active:
-            check_base(model, patches[entry.id])
+        check_base(model, *(patches[entry.id] for entry in state.active))
         stack._patches = dict(patches)
         stack._become(state)
         return stack
@@ -231,9 +230,8 @@ class PatchStack:
         missing = [entry.label for entry in state.entries if entry.id not in held]
         if missing:
             raise StackError(f"The patch {missing[0]} is not at hand. Give it with the state.")
-        for entry in state.active:
-            if entry.id not in self._patches:
-                check_base(self.model, held[entry.id])
+        fresh = [entry.id for entry in state.active if entry.id not in self._patches]
+        check_base(self.model, *(held[name] for name in fresh))
         self._patches = held
         try:
             self._become(state)
@@ -287,22 +285,6 @@ class PatchStack:
     def _forget(self) -> None:
         held = {entry.id for entry in self._state.entries}
         self._patches = {name: patch for name, patch in self._patches.items() if name in held}
-
-
-def entry_of(
-    patch: Patch, *, enabled: bool = True, scale: float = 1.0, mode: Mode = "merge"
-) -> EntryState:
-    """Return a patch's entry, before it is in a stack."""
-    header = patch.header
-    return EntryState(
-        id=header.id,
-        name=header.name,
-        content_digest=header.content_digest,
-        enabled=enabled,
-        scale=scale,
-        mode=mode,
-        computed_on=header.computed_on,
-    )
 
 
 def _same_effect(left: EntryState, right: EntryState | None) -> bool:

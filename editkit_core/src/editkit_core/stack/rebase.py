@@ -16,8 +16,8 @@ from editkit_core.errors import StaleEntryError
 from editkit_core.patch.fold_record import FOLD
 from editkit_core.patch.header_codec import seal
 from editkit_core.stack import operations
-from editkit_core.stack.patch_stack import PatchStack, entry_of
-from editkit_core.stack.state import EntryState, StackState
+from editkit_core.stack.patch_stack import PatchStack
+from editkit_core.stack.state import EntryState, StackState, entry_of
 from editkit_core.types import EditContext, Progress, SilentProgress
 
 if TYPE_CHECKING:

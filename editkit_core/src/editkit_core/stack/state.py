@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
 
 from editkit_core.errors import InvalidParameterError, UnknownEntryError, did_you_mean
 from editkit_core.patch.digests import digest_of
+
+if TYPE_CHECKING:
+    from editkit_core.patch.format import Patch
 
 Mode = Literal["merge", "overlay"]
 
@@ -165,6 +168,28 @@ class StackState:
     def stale(self) -> tuple[EntryState, ...]:
         """The active entries that do not stand on what they were computed on."""
         return tuple(entry for entry in self.active if self.is_stale(entry))
+
+
+def entry_of(
+    patch: Patch,
+    *,
+    enabled: bool = True,
+    scale: float = 1.0,
+    mode: Mode = "merge",
+    file_sha256: str = "",
+) -> EntryState:
+    """Return a patch's entry, before it is in a stack."""
+    header = patch.header
+    return EntryState(
+        id=header.id,
+        name=header.name,
+        content_digest=header.content_digest,
+        file_sha256=file_sha256,
+        enabled=enabled,
+        scale=scale,
+        mode=mode,
+        computed_on=header.computed_on,
+    )
 
 
 def _usable(value: float) -> bool:

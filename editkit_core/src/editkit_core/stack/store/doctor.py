@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from editkit_core.errors import EditkitError, StackDamagedError
-from editkit_core.patch.verify import VerifyRow
+from editkit_core.patch.verify import Checks, VerifyRow
 from editkit_core.stack.store.base import base_digest, file_digests
 from editkit_core.stack.store.document import StackDocument, TensorResult
 from editkit_core.stack.store.garbage import find_garbage
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen(kw_only=True)
-class DoctorReport:
+class DoctorReport(Checks):
     """The answers to all checks of a stack.
 
     Attributes:
@@ -41,16 +41,6 @@ class DoctorReport:
     folder: Path
     generation: int
     rows: tuple[VerifyRow, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether no fatal check failed."""
-        return all(row.ok or not row.fatal for row in self.rows)
-
-    @property
-    def warnings(self) -> tuple[VerifyRow, ...]:
-        """The failed checks that are not fatal."""
-        return tuple(row for row in self.rows if not row.ok and not row.fatal)
 
 
 def examine(

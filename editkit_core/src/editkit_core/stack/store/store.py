@@ -27,7 +27,7 @@ from editkit_core.errors import (
     StackDamagedError,
     StackError,
 )
-from editkit_core.stack.state import EntryState, StackState
+from editkit_core.stack.state import EntryState, StackState, entry_of
 from editkit_core.stack.store.base import find_base, record_base
 from editkit_core.stack.store.document import StackDocument, now
 from editkit_core.stack.store.folder import check_free, read_document, write_version
@@ -202,13 +202,7 @@ class StackStore:
         if not dry_run:
             with self._writing():
                 self._objects.write(sha256, patch)
-        return EntryState(
-            id=patch.header.id,
-            name=patch.header.name,
-            content_digest=patch.header.content_digest,
-            file_sha256=sha256,
-            computed_on=patch.header.computed_on,
-        )
+        return entry_of(patch, file_sha256=sha256)
 
     def update(
         self,

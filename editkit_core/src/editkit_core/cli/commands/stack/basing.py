@@ -46,10 +46,13 @@ def load_stacked(
         ApplyError: A patch cannot be merged, and ``mode`` says so.
         StackDamagedError: A patch file is missing or was changed.
     """
+    from editkit_core.patch.fingerprint import check_base
     from editkit_core.stack.patch_stack import PatchStack
 
     patches = {entry.id: store.patch(entry) for entry in store.state.active}
     editor = load_base(store, **options)
+    if mode == "auto":  # a model that the patches were not made for cannot be asked for modes
+        check_base(editor.model, *patches.values())
     entries = [
         attrs.evolve(entry, mode=_mode(editor, entry, patches[entry.id], mode))
         if entry.id in patches
@@ -67,10 +70,8 @@ def _mode(editor: Editor, entry: EntryState, patch: Patch, mode: str) -> Mode:
         return "overlay"
     import logging
 
-    from editkit_core.patch.fingerprint import check_base
     from editkit_core.patch.modes import choose_mode
 
-    check_base(editor.model, patch)
     choice = choose_mode(editor.model, patch, scale=entry.scale)
     if choice.why:
         logging.getLogger("editkit").info("%s: %s", entry.label, choice.why)
