@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import rfc8785
 import torch
+from checkpoints import saved, state
 from transformers import AutoModelForCausalLM
 
 from editkit_core.errors import (
@@ -36,10 +37,7 @@ from editkit_core.testing.patches import random_patch
 def checkpoint(
     path: Path, family: str = "gpt2", dtype: torch.dtype = torch.float16, shard: str = "5GB"
 ) -> Path:
-    model = tiny_model(family)
-    model.model.to(dtype)
-    model.model.save_pretrained(path, max_shard_size=shard)
-    model.tokenizer.save_pretrained(path)
+    saved(path, family, dtype, shard)
     (path / "notes").mkdir()
     (path / "notes" / "README.md").write_text("kept")
     return path
@@ -48,14 +46,6 @@ def checkpoint(
 def patch_for(folder: Path, **options: object) -> Patch:
     model = EditableModel.from_pretrained(str(folder), dtype="float32")
     return random_patch(model, **({"layers": (0, 2), "rank": 2} | options))  # type: ignore[arg-type]  # options of random_patch
-
-
-def state(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import saved, state
 from transformers import AutoModelForCausalLM
 
 from editkit_core.errors import (
@@ -29,11 +29,7 @@ from editkit_core.testing.patches import random_patch
 def checkpoint(
     path: Path, family: str = "gpt2", dtype: torch.dtype = torch.float32, shard: str = "5GB"
 ) -> Path:
-    model = tiny_model(family)
-    model.model.to(dtype)
-    model.model.save_pretrained(path, max_shard_size=shard)
-    model.tokenizer.save_pretrained(path)
-    return path
+    return saved(path, family, dtype, shard)
 
 
 def patches_for(folder: Path) -> list[tuple[Patch, float]]:
@@ -43,14 +39,6 @@ def patches_for(folder: Path) -> list[tuple[Patch, float]]:
         (random_patch(model, layers=(2,), rank=3, seed=2), -0.5),
         (random_patch(model, layers=(1,), rank=None, seed=3), 2.0),
     ]
-
-
-def state(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 @pytest.fixture
