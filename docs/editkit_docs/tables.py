@@ -14,6 +14,7 @@ from editkit_core.patch.header import (
     TensorFingerprint,
 )
 from editkit_core.patch.kinds import BUILTIN_KINDS
+from editkit_core.patch.kinds.codebook import Codebook, CodebookEntry
 from editkit_core.types import EditRequest, Probe
 from editkit_docs.docstrings import first_line, items, plain
 from editkit_docs.markdown import cell, code, page, table
@@ -31,6 +32,8 @@ def kinds_page() -> str:
     for name, kind in BUILTIN_KINDS.items():
         stored = ", ".join(f"`{field}` ({dtype})" for field, dtype in kind.dtypes.items())
         blocks += [f"### {name}", first_line(kind), f"Tensors: {stored}.", attributes(kind)]
+        if kind is CodebookEntry:
+            blocks += ["#### Codebook", first_line(Codebook), attributes(Codebook)]
     for header in (PatchHeader, MethodRef, BaseFingerprint, TensorFingerprint, EntryHeader):
         blocks += [f"### {header.__name__}", first_line(header), attributes(header)]
         if header is PatchHeader:
@@ -48,11 +51,24 @@ def families_page() -> str:
         "[`editkit_register_model_families`](hooks.md#editkit_register_model_families)."
     )
     rows = [
-        (code(f.name), ", ".join(map(code, f.model_types)), code(f.mlp_down(0)))
+        (
+            code(f.name),
+            ", ".join(map(code, f.model_types)),
+            ", ".join(code(f.mlp_down(0, stack)) for stack in f.stacks),
+        )
         for f in BUILTIN_FAMILIES
     ]
+    stacks = (
+        "An encoder-decoder has two stacks of blocks, and its layers are counted from 0 in each. "
+        "Where a layer is given without its stack, the decoder's is meant. The form of the "
+        "feed-forward makes no family of its own: T5 with ReLU and its gated successors "
+        "(version 1.1, FLAN) are edited alike."
+    )
     return page(
-        "Model families", intro, table(("family", "model types", "edited weight, layer 0"), rows)
+        "Model families",
+        intro,
+        table(("family", "model types", "edited weights, layer 0"), rows),
+        stacks,
     )
 
 

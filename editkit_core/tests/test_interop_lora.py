@@ -174,9 +174,10 @@ def test_a_full_matrix_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
 @attrs.frozen(eq=False, kw_only=True)
 class NeuronEntry:
-    """An entry that is no change of a weight alone."""
+    """An entry that is no change of a weight."""
 
     kind: ClassVar[str] = "ffn.neurons/1"
+    level: ClassVar[str] = "module"
     dtypes: ClassVar[dict[str, str]] = {"w": "F32"}
     site: Site
     w: Any
@@ -193,7 +194,7 @@ def test_a_kind_that_is_no_weight_change_is_refused(tmp_path: Path) -> None:
     patch = Patch.from_parts(
         entries=[entry], method=OURS, base=base_fingerprint(model, [site.parameter])
     )
-    with pytest.raises(ExportError, match=r"ffn\.neurons/1.*more than a weight"):
+    with pytest.raises(ExportError, match=r"ffn\.neurons/1.*changes no weight"):
         export_lora([(patch, 1.0)], tmp_path / "adapter")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import attrs
 import numpy as np
@@ -19,6 +20,8 @@ from editkit_core.patch import (
     TensorFingerprint,
 )
 from editkit_core.patch.fold import fold
+from editkit_core.patch.format import Codebook, CodebookEntry
+from editkit_core.patch.kinds.codebook import edit_id_of
 from editkit_core.patch.lint import LARGE_CHANGE, MOST_ALIKE, RULES, lint
 from editkit_core.types import EditRequest, Site
 
@@ -63,6 +66,20 @@ def patch(**changes: object) -> Patch:
     return Patch.from_parts(**(given | changes))  # type: ignore[arg-type]  # checked by use
 
 
+def codebook(*edits: EditRequest, radii: Sequence[float]) -> CodebookEntry:
+    """Make a codebook of one row an edit; every edit needs a radius of 1."""
+    rows = len(edits)
+    book = Codebook(
+        keys=np.eye(rows, 3),
+        values=np.ones((rows, 2)),
+        radii=np.asarray(radii, dtype=np.float32),
+        labels=np.zeros((rows, 32), dtype=np.uint8),
+        edit_ids=np.stack([edit_id_of(edit) for edit in edits]),
+        reaches=np.ones(rows, dtype=np.float32),
+    )
+    return CodebookEntry(site=SITE, codebook=book)
+
+
 def edit(**changes: object) -> EditRequest:
     return attrs.evolve(EDIT, **changes)
 
@@ -90,6 +107,18 @@ CASES: dict[str, list[tuple[str, dict[str, object]]]] = {
     "no_canary": [("warning", {"canary": None})],
     "large_change": [("warning", {"entries": [entry(u=np.full((2, 1), 4.0))]})],
     "unused_rank": [("warning", {"entries": [entry(np.ones((2, 2)), np.ones((2, 3)))]})],
+    "silent_rows": [
+        ("warning", {"entries": [codebook(EDIT, EDIT, radii=[0, 1])], "evidence": None}),
+    ],
+    "unlisted_rows": [
+        (
+            "error",
+            {
+                "entries": [codebook(EDIT, edit(target_new="Chad"), radii=[1, 1])],
+                "evidence": None,
+            },
+        ),
+    ],
     "tied": [("warning", {"base": attrs.evolve(BASE, tied=((SITE.parameter, "head.weight"),))})],
     "computed_on": [("warning", {"computed_on": "0" * 64})],
     "no_revision": [("warning", {"base": attrs.evolve(BASE, model="openai-community/gpt2")})],

@@ -226,7 +226,7 @@ def test_an_unknown_kind_names_what_to_install(tmp_path: Path) -> None:
 
 def test_the_header_of_an_unknown_kind_can_still_be_read(tmp_path: Path) -> None:
     (tmp_path / "patch").write_bytes(FILES["kinds: unknown"].content)
-    assert read_header(tmp_path / "patch").entries[0].kind == "gate.codebook/1"
+    assert read_header(tmp_path / "patch").entries[0].kind == "route.lora_blocks/1"
 
 
 def test_a_shape_that_does_not_fit_is_laid_to_the_entries(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from editkit_core.patch.format import Patch
 from editkit_core.patch.header import BaseFingerprint
 from editkit_core.patch.kinds import WeightEntry
 from editkit_core.patch.kinds.arrays import Float32Array, float_matrix
+from editkit_core.patch.module_level import refuse_module_entries
 from editkit_core.types import Progress, SilentProgress, Site
 
 Scaled = tuple[Patch, float]
@@ -75,6 +76,7 @@ def module_factors(
         ExportError: A change is no low-rank change of one module's weight alone.
     """
     check_together(patches)
+    refuse_module_entries((patch for patch, _ in patches), "a LoRA")
     if lossy_rank is not None and lossy_rank < 1:
         raise InvalidParameterError(
             f"The rank is {lossy_rank}; it must be 1 or more.", rank=lossy_rank
@@ -82,7 +84,7 @@ def module_factors(
     base = common_base([patch for patch, _ in patches])
     by_module: dict[str, list[tuple[WeightEntry, float]]] = {}
     for patch, scale in sorted(patches, key=lambda item: item[0].header.id):
-        for entry in patch.entries:
+        for entry in patch.weight_entries:
             _check_expressible(entry, patch, base)
             by_module.setdefault(entry.site.module, []).append((entry, scale))
     shown = progress or SilentProgress()
@@ -122,14 +124,6 @@ def check_together(patches: Sequence[Scaled]) -> None:
 
 def _check_expressible(entry: WeightEntry, patch: Patch, base: BaseFingerprint) -> None:
     site = entry.site
-    if not (hasattr(entry, "factors") and hasattr(entry, "delta")):
-        raise ExportError(
-            f"The patch {patch.header.id} holds an entry of the kind {entry.kind} for "
-            f"{site.module}: it changes more than a weight, which a LoRA cannot. It can only be "
-            "used with editkit.",
-            patch=patch.header.id,
-            kind=entry.kind,
-        )
     if site.parameter != f"{site.module}.weight":
         raise ExportError(
             f"The patch {patch.header.id} changes {site.parameter}, which is not the weight of "

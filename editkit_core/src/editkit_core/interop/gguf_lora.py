@@ -32,6 +32,7 @@ from editkit_core.patch.kinds.arrays import Float32Array
 # llama.cpp's converter gives these model types another name than their own
 _RENAMED = {"mistral": "llama", "gpt_neox": "gptneox", "phi": "phi2", "cohere": "command-r"}
 _NOT_RUN = frozenset({"gptj"})  # named by the gguf package, but llama.cpp cannot load such a model
+_ANSWERING = frozenset({"t5", "mt5", "umt5"})  # adapters of encoder-decoders are not checked
 _WHOLE_BLOCK = frozenset({"gpt2", "llama", "qwen2", "qwen3"})  # attention is checked, too
 _TURNED = frozenset({"llama"})  # architectures whose query and key rows the converter turns
 _FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_(down|gate|up)")
@@ -172,6 +173,12 @@ class _Names:
         from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
         self._architecture = target.architecture
+        if target.architecture in _ANSWERING:
+            raise ExportError(
+                "Whether llama.cpp runs adapters of encoder-decoders has not been checked, so none "
+                "are written. Export with --to lora, or to a checkpoint and convert that.",
+                architecture=target.architecture,
+            )
         known = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
         if target.architecture not in known or target.architecture in _NOT_RUN:
             raise ExportError(

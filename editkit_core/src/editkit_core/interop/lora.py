@@ -16,6 +16,7 @@ from editkit_core.atomic import new_folder, write_file
 from editkit_core.errors import ExportError, OutputExistsError
 from editkit_core.interop.exported import Exported, uniform_rank
 from editkit_core.interop.factors import ModuleFactors, Scaled, module_factors
+from editkit_core.models.families import BUILTIN_FAMILIES
 from editkit_core.patch.container import RawTensor, encode
 from editkit_core.patch.kinds.arrays import Float32Array
 
@@ -95,7 +96,7 @@ def _config(
     rank = uniform_rank(factors)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": _task_type(factors),
         "base_model_name_or_path": base.model,
         "revision": base.revision,
         "inference_mode": True,
@@ -112,6 +113,13 @@ def _config(
         "alpha_pattern": {},
         "target_modules": [made.site.module for made in factors],
     }
+
+
+def _task_type(factors: Sequence[ModuleFactors]) -> str:
+    """Say which of PEFT's model classes fits: a module's path tells an encoder-decoder."""
+    answering = [family for family in BUILTIN_FAMILIES if family.is_encoder_decoder]
+    paired = any(family.stack_of(made.site.module) for family in answering for made in factors)
+    return "SEQ_2_SEQ_LM" if paired else "CAUSAL_LM"
 
 
 def _fan_in_fan_out(factors: Sequence[ModuleFactors]) -> bool:

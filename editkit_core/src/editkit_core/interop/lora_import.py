@@ -86,17 +86,18 @@ def _entry(model: EditableModel, module: str, product: Product) -> LowRankEntry:
 
 def _site(model: EditableModel, module: str) -> Site:
     """Return the site of a module, wherever in the model it is."""
-    family = model.family
-    for layer in range(model.n_layers):
-        if module == family.mlp_down(layer):
-            return family.site(layer)
-        for role, path in (
-            ("attention", family.attention(layer)),
-            ("mlp", family.mlp(layer)),
-            ("block", family.block(layer)),
-        ):
-            if module.startswith(f"{path}."):
-                return _other(module, role, layer)
+    family, stack = model.family, model.family.stack_of(module)
+    if stack is not None:
+        for layer in range(model.count_layers(stack)):
+            if module == family.mlp_down(layer, stack):
+                return family.site(layer, stack=stack)
+            for role, path in (
+                ("attention", family.attention(layer, stack)),
+                ("mlp", family.mlp(layer, stack)),
+                ("block", family.block(layer, stack)),
+            ):
+                if module.startswith(f"{path}."):
+                    return _other(module, role, layer)
     return _other(module, "head" if module == family.head else "other", model.n_layers - 1)
 
 

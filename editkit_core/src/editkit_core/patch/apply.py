@@ -69,6 +69,8 @@ def apply_patch(
             once); ``overlay`` adds a side path to the module's output, in float32; ``auto`` merges
             unless a weight is quantised or offloaded, or is in half precision and would lose more
             than 5 % of the change. It then says why, in the handle and to the logger ``editkit``.
+            What acts on modules, as a codebook does, is put beside the weights in every mode; a
+            patch of that alone cannot be merged.
         check_base: Whether to compare the model's weights with the patch's base first.
 
     Returns:
@@ -78,7 +80,7 @@ def apply_patch(
         BaseMismatchError: The patch was made for another base, or the base cannot be told.
         PatchShapeError: An entry does not fit the module it names.
         ModuleNotFoundInModelError: An entry names a module the model does not have.
-        ApplyError: It is on already, or a weight cannot be written in this mode.
+        ApplyError: It is on already, cannot be realised in this mode, or not beside another patch.
         RevertError: A weight was changed from outside since an earlier patch.
     """
     if check_base:

@@ -55,6 +55,8 @@ class _Summand:
 def changes(source: CheckpointSource, patches: Sequence[tuple[Patch, float]]) -> dict[str, Change]:
     """Return the touched tensors before and after, by stored name.
 
+    Entries that act beside the weights touch none; the weights of their modules are compared too.
+
     Args:
         source: The checkpoint.
         patches: The patches with their scales, in any order: the result has the same bits.
@@ -67,10 +69,18 @@ def changes(source: CheckpointSource, patches: Sequence[tuple[Patch, float]]) ->
     """
     found: dict[str, list[_Summand]] = defaultdict(list)
     for patch, scale in canonical(patches):
-        for entry in patch.entries:
+        _check_modules(source, patch)
+        for entry in patch.weight_entries:
             stored = source.locate(entry.site.parameter)[1].name
             found[stored].append(_Summand(patch=patch, entry=entry, scale=scale))
     return {stored: _change(source, stored, summands) for stored, summands in found.items()}
+
+
+def _check_modules(source: CheckpointSource, patch: Patch) -> None:
+    """Compare the weights of the modules that a patch acts beside."""
+    for name in dict.fromkeys(entry.site.parameter for entry in patch.module_entries):
+        slot, sha256 = source.locate(name)[1], bits.sha256(source.tensor(name))
+        _check_stated(source, slot, sha256, patch, name)
 
 
 def _change(source: CheckpointSource, stored: str, summands: Sequence[_Summand]) -> Change:
@@ -94,10 +104,14 @@ def _check_base(
 ) -> None:
     """Compare a stored tensor with what every patch that changes it was made for."""
     for summand in summands:
-        header, stated = summand.patch.header, summand.stated
-        if (slot.shape, slot.dtype, sha256) == (stated.shape, stated.dtype, stated.sha256):
-            continue
-        parameter = summand.entry.site.parameter
+        _check_stated(source, slot, sha256, summand.patch, summand.entry.site.parameter)
+
+
+def _check_stated(
+    source: CheckpointSource, slot: Slot, sha256: str, patch: Patch, parameter: str
+) -> None:
+    header, stated = patch.header, patch.header.base.tensors[parameter]
+    if (slot.shape, slot.dtype, sha256) != (stated.shape, stated.dtype, stated.sha256):
         raise BaseMismatchError(
             f"The patch {header.id} was made for {header.base.model!r} and does not fit the "
             f"weights in {source.folder}. {parameter}: the patch needs {stated.dtype} "

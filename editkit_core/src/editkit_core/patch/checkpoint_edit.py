@@ -27,6 +27,7 @@ from editkit_core.patch.checkpoint_record import (
 )
 from editkit_core.patch.checkpoint_undo import check_unchanged, read_pristine, write_undo
 from editkit_core.patch.format import Patch
+from editkit_core.patch.module_level import refuse_module_entries
 from editkit_core.patch.shards import Hashed, file_sha256, with_replaced
 from editkit_core.types import Progress, SilentProgress
 
@@ -79,12 +80,14 @@ def write_patched(
         InputNotFoundError: The source is no such folder.
         BaseMismatchError: Its weights are not those the patch was made for.
         ApplyError: The source has a patch applied already, or a weight would overflow.
+        ExportError: The patch acts beside the weights, which a checkpoint cannot hold.
         OutputExistsError: The output exists, or is the source.
         WriteFailedError: Writing failed; nothing was left.
     """
     source, out = CheckpointSource(source_folder), Path(out_folder)
     check_source(source.folder)
     check_out(source.folder, out, force)
+    refuse_module_entries([patch], "a checkpoint")
     touched = changes(source, [(patch, 1.0)])
     files = sorted(files_of(source.folder))
     report = FolderReport(

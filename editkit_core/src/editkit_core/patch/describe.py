@@ -7,6 +7,7 @@ from typing import Any
 from editkit_core.patch.format import Patch
 from editkit_core.patch.header import BaseFingerprint, PatchHeader
 from editkit_core.patch.header_codec import to_json
+from editkit_core.patch.kinds import Entry
 from editkit_core.types import Site
 
 Description = dict[str, Any]  # Any: JSON values
@@ -16,15 +17,9 @@ def describe(patch: Patch) -> Description:
     """Describe a whole patch: the header, and size and rank of every change."""
     described = describe_header(patch.header)
     for row, entry in zip(described["entries"], patch.entries, strict=True):
-        norm = entry.norm()
-        base = patch.header.base.tensors[entry.site.parameter].norm
-        row |= {
-            "shape": list(entry.shape),
-            "rank": entry.rank,
-            "norm": norm,
-            "relative_norm": norm / base if base else None,
-            "bytes": sum(array.nbytes for array in entry.tensors().values()),
-        }
+        row |= {"level": entry.level, "shape": list(entry.shape), "norm": entry.norm()}
+        row |= _size(entry, patch.header.base)
+        row["bytes"] = sum(array.nbytes for array in entry.tensors().values())
     return described | {
         "nbytes": patch.nbytes,
         "evidence": [
@@ -63,6 +58,13 @@ def describe_header(header: PatchHeader) -> Description:
         "conflicts": list(header.conflicts),
         "licence": header.licence,
     }
+
+
+def _size(entry: Entry, base: BaseFingerprint) -> Description:
+    if entry.level == "module":
+        return entry.facts()
+    norm = base.tensors[entry.site.parameter].norm
+    return {"rank": entry.rank, "relative_norm": entry.norm() / norm if norm else None}
 
 
 def _site(site: Site) -> Description:

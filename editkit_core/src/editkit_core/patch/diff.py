@@ -6,7 +6,7 @@ holds one. Nothing here imports torch, unless a plugin's entry kind does.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -17,7 +17,8 @@ from editkit_core.patch.factored import Factored, Float64Array
 from editkit_core.patch.format import Patch
 from editkit_core.patch.header import BaseFingerprint, JsonValue
 from editkit_core.patch.header_codec import to_json
-from editkit_core.patch.kinds import WeightEntry
+from editkit_core.patch.kinds import ModuleEntry, WeightEntry
+from editkit_core.patch.kinds.codebook import CodebookEntry
 from editkit_core.patch.kinds.dense import DenseEntry
 from editkit_core.stack.conflicts import Conflict, find_conflicts
 from editkit_core.stack.state import entry_of
@@ -91,6 +92,28 @@ class TensorDiff:
 
 
 @attrs.frozen(kw_only=True)
+class ModuleDiff:
+    """What two patches do beside the weights at one module.
+
+    Attributes:
+        module: The module.
+        kind: Entry kind.
+        state: ``same``, ``changed``, or only in one.
+        first: What the first patch's entry is, as JSON values; None when it has none.
+        second: The same of the second patch's.
+        rows: Of two codebooks: how many rows are in both, only in the first, and only in the
+            second; None for other kinds.
+    """
+
+    module: str
+    kind: str
+    state: State
+    first: JsonValue
+    second: JsonValue
+    rows: tuple[int, int, int] | None
+
+
+@attrs.frozen(kw_only=True)
 class PatchDiff:
     """All that differs between two patches.
 
@@ -102,6 +125,7 @@ class PatchDiff:
         params: The methods' parameters that differ.
         other: What else differs in the headers.
         tensors: All weights that they change.
+        modules: All modules that they act on beside the weights.
         conflicts: What would be the matter if both were applied, the second on top.
     """
 
@@ -112,6 +136,7 @@ class PatchDiff:
     params: tuple[FieldDiff, ...]
     other: tuple[FieldDiff, ...]
     tensors: tuple[TensorDiff, ...]
+    modules: tuple[ModuleDiff, ...]
     conflicts: tuple[Conflict, ...]
 
     @property
@@ -121,8 +146,12 @@ class PatchDiff:
 
     @property
     def same_change(self) -> bool:
-        """Whether they change the same weights in the same way, to within rounding."""
-        return all(tensor.state == "same" for tensor in self.tensors)
+        """Whether they change the same weights in the same way, to within rounding.
+
+        What they do beside the weights must be the same bit for bit.
+        """
+        states = [*(t.state for t in self.tensors), *(m.state for m in self.modules)]
+        return all(state == "same" for state in states)
 
 
 def diff(first: Patch, second: Patch) -> PatchDiff:
@@ -144,6 +173,7 @@ def diff(first: Patch, second: Patch) -> PatchDiff:
         params=tuple(_values("params", to_json(one.params), to_json(two.params))),
         other=tuple(fields),
         tensors=tuple(_tensors(first, second)),
+        modules=tuple(_modules(first, second)),
         conflicts=_conflicts(first, second),
     )
 
@@ -271,7 +301,7 @@ def _tensors(first: Patch, second: Patch) -> Iterator[TensorDiff]:
 
 def _by_parameter(patch: Patch) -> dict[str, list[WeightEntry]]:
     grouped: dict[str, list[WeightEntry]] = defaultdict(list)
-    for entry in patch.entries:
+    for entry in patch.weight_entries:
         grouped[entry.site.parameter].append(entry)
     return grouped
 
@@ -307,6 +337,61 @@ def _incomparable(
         parameter=name, state="changed", ranks=(a.rank, b.rank), norms=norms, cosine=None,
         difference=float(np.hypot(*norms)), relative=float(np.hypot(*norms)) / (max(norms) or 1.0),
     )  # fmt: skip
+
+
+# -- beside the weights -----------------------------------------------------------------------
+
+
+def _modules(first: Patch, second: Patch) -> Iterator[ModuleDiff]:
+    mine, theirs = _by_module(first), _by_module(second)
+    for module, kind in dict.fromkeys([*mine, *theirs]):
+        yield _module(module, kind, mine.get((module, kind), []), theirs.get((module, kind), []))
+
+
+def _by_module(patch: Patch) -> dict[tuple[str, str], list[ModuleEntry]]:
+    grouped: dict[tuple[str, str], list[ModuleEntry]] = defaultdict(list)
+    for entry in patch.module_entries:
+        grouped[entry.site.module, entry.kind].append(entry)
+    return grouped
+
+
+def _module(
+    module: str, kind: str, mine: Sequence[ModuleEntry], theirs: Sequence[ModuleEntry]
+) -> ModuleDiff:
+    state: State = "same" if _bits(mine) == _bits(theirs) else "changed"
+    if not (mine and theirs):
+        state = "removed" if mine else "added"
+    rows = None
+    if kind == CodebookEntry.kind:
+        ours, others = _rows(mine), _rows(theirs)
+        rows = ((ours & others).total(), (ours - others).total(), (others - ours).total())
+    return ModuleDiff(
+        module=module, kind=kind, state=state, first=_facts_of(mine), second=_facts_of(theirs),
+        rows=rows,
+    )  # fmt: skip
+
+
+def _bits(entries: Sequence[ModuleEntry]) -> list[dict[str, tuple[tuple[int, ...], bytes]]]:
+    return [
+        {name: (array.shape, array.tobytes()) for name, array in entry.tensors().items()}
+        for entry in entries
+    ]
+
+
+def _rows(entries: Sequence[ModuleEntry]) -> Counter[bytes]:
+    """Count the rows of codebooks by key, value and label, whatever their radii."""
+    books = [entry.codebook for entry in entries if isinstance(entry, CodebookEntry)]
+    return Counter(
+        b"".join(part[i].tobytes() for part in (book.keys, book.values, book.labels))
+        for book in books
+        for i in range(len(book))
+    )
+
+
+def _facts_of(entries: Sequence[ModuleEntry]) -> JsonValue:
+    if not entries:
+        return None
+    return entries[0].facts() if len(entries) == 1 else [entry.facts() for entry in entries]
 
 
 def _conflicts(first: Patch, second: Patch) -> tuple[Conflict, ...]:

@@ -129,9 +129,15 @@ def mismatches(
         patch: The patch.
         digests: Digests by name and dtype that are known already; new ones are added.
     """
+    return base_mismatches(model, patch.header.base, digests)
+
+
+def base_mismatches(
+    model: EditableModel, base: BaseFingerprint, digests: Digests | None = None
+) -> tuple[Mismatch, ...]:
+    """Return the tensors of a model that are not those of a fingerprint; see `mismatches`."""
     known: Digests = {} if digests is None else digests
-    stated = patch.header.base.tensors.items()
-    compared = (_compare(model, name, tensor, known) for name, tensor in stated)
+    compared = (_compare(model, name, tensor, known) for name, tensor in base.tensors.items())
     return tuple(mismatch for mismatch in compared if mismatch is not None)
 
 

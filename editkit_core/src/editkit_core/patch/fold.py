@@ -2,13 +2,14 @@
 
 The fold of patches changes the weights as they do together: it holds all their entries, with the
 scales baked in, in the order in which a stack adds them up, so that with scales of 1 the bits are
-equal too.
+equal too. What acts beside the weights comes in the order of the patches.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 
 import attrs
 import numpy as np
@@ -26,13 +27,18 @@ from editkit_core.patch.fold_record import FOLD, FoldRecord, PartRecord, Span, r
 from editkit_core.patch.folded_base import Scaled, common_base, common_ground
 from editkit_core.patch.format import MethodRef, Patch
 from editkit_core.patch.header_codec import encode_header
-from editkit_core.patch.kinds import WeightEntry
+from editkit_core.patch.kinds import Entry
+from editkit_core.patch.kinds.codebook import Codebook, CodebookEntry
+from editkit_core.patch.kinds.codebook_rules import check_mergeable, merge
+from editkit_core.patch.kinds.cols import ColumnsEntry
 from editkit_core.patch.kinds.dense import DenseEntry
 from editkit_core.patch.kinds.low_rank import LowRankEntry
 from editkit_core.patch.split import split
 from editkit_core.patch.strict import MAX_METADATA_BYTES, MAX_TENSORS
 
 __all__ = ["fold", "split"]
+
+_MERGED = (LowRankEntry, ColumnsEntry, CodebookEntry)
 
 
 def fold(
@@ -52,7 +58,8 @@ def fold(
         patches: The patches, the lowest first, each with the factor on its change.
         name: A name for people.
         compress: Merge the low-rank entries of each weight into one of the rank that their sum
-            has, to within rounding. Such a patch is smaller and cannot be split.
+            has, to within rounding, the column entries of each weight into one, and the codebooks
+            of each module into one. Such a patch is smaller and cannot be split.
         below: Patches that stay outside and that a part may have been computed on.
 
     Returns:
@@ -61,13 +68,15 @@ def fold(
     Raises:
         InvalidParameterError: There are no patches, or a scale is zero or no finite number.
         BaseMismatchError: They are for different bases.
-        StackConflictError: One is given twice, excludes another, or was computed on a stack that
-            neither the other parts nor ``below`` explain.
+        StackConflictError: One is given twice, excludes or replaces another, cannot act on a
+            module together with another, or was computed on a stack that neither the other parts
+            nor ``below`` explain.
         ExportError: An entry's kind cannot be scaled, or there are too many tensors for a file.
     """
     _check(patches)
-    order = sorted(range(len(patches)), key=lambda i: patches[i][0].id)
-    entries: list[WeightEntry] = []
+    _check_modules([patch for patch, _ in patches])
+    order = _order([patch for patch, _ in patches])
+    entries: list[Entry] = []
     spans: dict[int, Span] = {}
     for i in order:
         patch, scale = patches[i]
@@ -118,6 +127,50 @@ def _check(patches: Sequence[Scaled]) -> None:
                 f"The patch {patch.id} says that it must not be used with {other}. Leave one out.",
                 patch=patch.id,
             )
+        for other in set(patch.header.replaces) & set(ids):
+            raise StackConflictError(
+                f"The patch {patch.id} replaces {other}, which does nothing beside it. Leave "
+                f"{other} out.",
+                patch=patch.id,
+            )
+
+
+def _check_modules(patches: Sequence[Patch]) -> None:
+    """Check that the codebooks of each module can act together."""
+    seen: dict[str, tuple[Patch, Codebook]] = {}
+    for patch in patches:
+        for entry in patch.module_entries:
+            if not isinstance(entry, CodebookEntry):
+                continue
+            first, book = seen.setdefault(entry.site.module, (patch, entry.codebook))
+            try:
+                check_mergeable(book, entry.codebook)
+            except InvalidParameterError as error:
+                raise StackConflictError(
+                    f"The patches {first.id} and {patch.id} both gate {entry.site.module}. "
+                    f"{error.message}",
+                    patch=patch.id,
+                    module=entry.site.module,
+                ) from error
+
+
+def _order(patches: Sequence[Patch]) -> list[int]:
+    """Return the order of the entries: changes of weights by id, then the others as given.
+
+    Raises:
+        ExportError: Patches that do both are not given in the order of their ids.
+    """
+    order = sorted(
+        range(len(patches)),
+        key=lambda i: (0, patches[i].id, i) if patches[i].weight_entries else (1, "", i),
+    )
+    beside = [i for i in order if patches[i].module_entries]
+    if beside != sorted(beside):
+        raise ExportError(
+            "Some of these patches change weights and act beside them too, and their order counts. "
+            "Give those in the order of their ids, and before patches that change no weight."
+        )
+    return order
 
 
 def _record(patches: Sequence[Scaled], entries: dict[int, Span], *, compressed: bool) -> FoldRecord:
@@ -139,7 +192,7 @@ def _record(patches: Sequence[Scaled], entries: dict[int, Span], *, compressed: 
 
 def _assembled(
     patches: Sequence[Scaled],
-    entries: Sequence[WeightEntry],
+    entries: Sequence[Entry],
     record: FoldRecord,
     name: str,
     below: Sequence[Scaled],
@@ -178,13 +231,15 @@ def _licence(licences: Sequence[str | None]) -> str | None:
     return " AND ".join(f"({one})" if " " in one else one for one in known)
 
 
-def _scaled(entry: WeightEntry, scale: float) -> WeightEntry:
+def _scaled(entry: Entry, scale: float) -> Entry:
     """Return ``scale`` times an entry: float64 inside, float32 in the end."""
     if scale == 1:
         return entry
     if isinstance(entry, DenseEntry):
         return attrs.evolve(entry, delta=scale * entry.values.astype(np.float64))
-    factors = entry.factors()
+    if isinstance(entry, ColumnsEntry):
+        return entry.scaled(scale)
+    factors = entry.factors() if entry.level == "weight" else None
     if factors is None:
         raise ExportError(
             f"An entry of the kind {entry.kind} cannot be scaled by {scale:g}. Fold it with scale "
@@ -195,17 +250,27 @@ def _scaled(entry: WeightEntry, scale: float) -> WeightEntry:
     return LowRankEntry(site=entry.site, u=scale * u.astype(np.float64), v=v)
 
 
-def _compressed(entries: Sequence[WeightEntry]) -> list[WeightEntry]:
-    """Merge the low-rank entries of each weight; the others stay, all in order of appearance."""
-    groups: dict[tuple[str, int], list[WeightEntry]] = {}
+def _compressed(entries: Sequence[Entry]) -> list[Entry]:
+    """Merge the low-rank entries and the columns of each weight, and each module's codebooks.
+
+    The others stay, all in order of appearance.
+    """
+    groups: dict[tuple[str, str, int], list[Entry]] = {}
     for i, entry in enumerate(entries):
-        own = 0 if isinstance(entry, LowRankEntry) else i + 1
-        groups.setdefault((entry.site.parameter, own), []).append(entry)
+        own = 0 if isinstance(entry, _MERGED) else i + 1
+        groups.setdefault((entry.kind, entry.site.parameter, own), []).append(entry)
     return [_merged(group) for group in groups.values()]
 
 
-def _merged(group: Sequence[WeightEntry]) -> WeightEntry:
-    factors = [factors for entry in group if (factors := entry.factors()) is not None]
+def _merged(group: Sequence[Entry]) -> Entry:
+    books = [entry.codebook for entry in group if isinstance(entry, CodebookEntry)]
+    if len(books) > 1:
+        return CodebookEntry(site=group[0].site, codebook=reduce(merge, books))
+    columns = [entry for entry in group if isinstance(entry, ColumnsEntry)]
+    if columns:
+        return columns[0] if len(columns) == 1 else ColumnsEntry.sum(columns)
+    weights = [entry for entry in group if entry.level == "weight"]
+    factors = [pair for entry in weights if (pair := entry.factors()) is not None]
     if not factors:
         return group[0]
     whole = Factored.sum([Factored.of(pair) for pair in factors])

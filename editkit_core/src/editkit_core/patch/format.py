@@ -28,7 +28,9 @@ from editkit_core.patch.header import (
     TensorFingerprint,
 )
 from editkit_core.patch.header_codec import seal
-from editkit_core.patch.kinds import Kinds, WeightEntry
+from editkit_core.patch.kinds import Entry, Kinds, ModuleEntry, WeightEntry
+from editkit_core.patch.kinds.codebook import Codebook, CodebookEntry
+from editkit_core.patch.kinds.cols import ColumnsEntry
 from editkit_core.patch.kinds.dense import DenseEntry
 from editkit_core.patch.kinds.low_rank import LowRankEntry
 from editkit_core.types import EditRequest
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BaseFingerprint",
     "Canary",
+    "Codebook",
+    "CodebookEntry",
+    "ColumnsEntry",
     "DenseEntry",
     "Evidence",
     "LowRankEntry",
@@ -58,13 +63,13 @@ class Patch:
 
     Attributes:
         header: Everything but the numbers.
-        entries: The changes; those of one weight add up.
+        entries: The changes; those of one weight add up, those of modules act beside the weights.
         evidence: Edit keys, by module.
         canary: What the patched model must say, if recorded.
     """
 
     header: PatchHeader
-    entries: tuple[WeightEntry, ...]
+    entries: tuple[Entry, ...]
     evidence: tuple[Evidence, ...] = ()
     canary: Canary | None = None
 
@@ -72,7 +77,7 @@ class Patch:
     def from_parts(
         cls,
         *,
-        entries: Sequence[WeightEntry],
+        entries: Sequence[Entry],
         method: MethodRef,
         base: BaseFingerprint,
         edits: Sequence[EditRequest] = (),
@@ -144,6 +149,16 @@ class Patch:
         return self.header.id
 
     @property
+    def weight_entries(self) -> tuple[WeightEntry, ...]:
+        """The entries that change a weight."""
+        return tuple(entry for entry in self.entries if entry.level == "weight")
+
+    @property
+    def module_entries(self) -> tuple[ModuleEntry, ...]:
+        """The entries that act beside the weights, on what a module gives out."""
+        return tuple(entry for entry in self.entries if entry.level == "module")
+
+    @property
     def nbytes(self) -> int:
         """Size of the numbers in bytes, without the header."""
         return sum(array.nbytes for array in self.tensors().values())
@@ -180,7 +195,7 @@ class Patch:
         return load(Path(path), kinds=kinds)
 
 
-def check_fits(entry: WeightEntry, base: BaseFingerprint) -> None:
+def check_fits(entry: Entry, base: BaseFingerprint) -> None:
     """Check an entry's sides against the fingerprint of the weight it changes.
 
     Raises:
@@ -227,7 +242,7 @@ def _blocks(evidence: Evidence | Sequence[Evidence] | None) -> tuple[Evidence, .
 
 
 def _tensors(
-    entries: Iterable[WeightEntry], evidence: Iterable[Evidence], canary: Canary | None
+    entries: Iterable[Entry], evidence: Iterable[Evidence], canary: Canary | None
 ) -> dict[str, np.ndarray[Any, Any]]:  # Any: element type and shape
     named = {f"{i}.{k}": array for i, e in enumerate(entries) for k, array in e.tensors().items()}
     for i, block in enumerate(evidence):

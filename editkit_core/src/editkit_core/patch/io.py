@@ -30,7 +30,7 @@ from editkit_core.patch.evidence import Canary, Evidence
 from editkit_core.patch.format import Patch
 from editkit_core.patch.header import PatchHeader
 from editkit_core.patch.header_codec import decode_header, encode_header
-from editkit_core.patch.kinds import BUILTIN_KINDS, Kinds, WeightEntry, find_kind
+from editkit_core.patch.kinds import BUILTIN_KINDS, Entry, Kinds, find_kind
 from editkit_core.patch.strict import (
     DTYPES,
     KEY,
@@ -176,7 +176,7 @@ def _count(slot: Slot) -> int:
 def _assemble(
     header: PatchHeader, arrays: dict[str, np.ndarray[Any, Any]], kinds: Kinds, where: str
 ) -> Patch:
-    entries: list[WeightEntry] = []
+    entries: list[Entry] = []
     part = "entries"
     try:
         for i, stated in enumerate(header.entries):

@@ -2,8 +2,12 @@
 
 A merged weight is always ``cast_once(pristine + Σ scale · ΔW)`` over the active patches in the
 order of their ids, so neither the order of applying nor that of removing leaves a trace; when the
-last one goes, the pristine tensor is back. Overlays never touch a weight. A change is prepared
-completely before the model is touched, and undone when it fails half way.
+last one goes, the pristine tensor is back. Overlays never touch a weight, nor does what acts on a
+module; there the order of applying counts. A change is prepared completely before the model is
+touched, and undone when it fails half way.
+
+A patch that an active one replaces is *shadowed*: it stays, does nothing, and shows again when that
+one goes. The others are *effective*.
 
 A weight changes by giving its parameter another tensor: the parameter object stays, and a view
 taken before still shows what was there then.
@@ -13,7 +17,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -29,12 +34,14 @@ from editkit_core.patch.fingerprint import layout_of
 from editkit_core.patch.merging import merged
 from editkit_core.patch.overlay import Overlay
 from editkit_core.patch.pristine import Pristine, PristineSource, keep
+from editkit_core.patch.replacing import replaced_by
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
     from editkit_core.patch.format import Patch
-    from editkit_core.patch.kinds import WeightEntry
+    from editkit_core.patch.kinds import Entry, ModuleEntry, Realised, WeightEntry
 
+_Gated = tuple[str, str]  # a module and an entry kind
 Mode = Literal["merge", "overlay"]
 
 
@@ -85,6 +92,8 @@ class WeightLedger:
         self._active: tuple[Active, ...] = ()
         self._records: dict[str, _Record] = {}
         self._overlays: dict[str, Overlay] = {}
+        self._gates: dict[_Gated, Realised] = {}
+        self._hidden: frozenset[str] = frozenset()
         self._names: dict[int, str] = {}  # the first name of each parameter object
 
     @property
@@ -92,9 +101,40 @@ class WeightLedger:
         """The active patches, in the order they were applied."""
         return self._active
 
-    def digest(self) -> str | None:
-        """Return the stack digest of the active patches; None for the bare base."""
-        return stack_digest((active.patch, active.scale) for active in self._active)
+    @property
+    def effective(self) -> tuple[Active, ...]:
+        """The active patches that no other one replaces, in the order they were applied."""
+        return _effective(self._active)
+
+    def digest(self, without: Collection[str] = ()) -> str | None:
+        """Return the stack digest of the effective patches; None for the bare base.
+
+        Args:
+            without: Ids of patches to leave out, such as those that a new one replaces.
+        """
+        return stack_digest(
+            (active.patch, active.scale)
+            for active in self.effective
+            if active.patch.header.id not in without
+        )
+
+    @contextmanager
+    def hidden(self, ids: Collection[str]) -> Iterator[None]:
+        """Leave out what patches do to modules within the block; changes of weights stay.
+
+        A method that makes a newer form of a patch works with the model as it is without it.
+
+        Args:
+            ids: Ids of active patches; others are ignored.
+        """
+        before, keys = self._hidden, self._gated_by(a for a in self.effective if a.patch.id in ids)
+        try:
+            self._hidden = before | frozenset(ids)
+            self._swap_gates(self._new_gates(keys, self.effective), keys)
+            yield
+        finally:
+            self._hidden = before
+            self._swap_gates(self._new_gates(keys, self.effective), keys)
 
     def pristine(self, parameter: str) -> torch.Tensor | None:
         """Return the base's tensor of a merged weight, or None when the live one is pristine."""
@@ -138,7 +178,6 @@ class WeightLedger:
             ModuleNotFoundInModelError: An entry names a module the model does not have.
             RevertError: A weight was changed from outside since the last patch.
         """
-        gone = [active for active in self._active if active.token in remove]
         kept = [active for active in self._active if active.token not in remove]
         new: list[Active] = []
         taken = {active.patch.header.id for active in kept}
@@ -153,26 +192,31 @@ class WeightLedger:
                     scale=wanted.scale,
                 )
             )
-        self._realise((*kept, *new), (*gone, *new), pristine)
+        self._realise((*kept, *new), pristine)
         return tuple(active.token for active in new)
 
-    def _realise(
-        self, wanted: tuple[Active, ...], changed: Sequence[Active], source: PristineSource
-    ) -> None:
-        """Make ``wanted`` the active patches; they differ from the present ones by ``changed``."""
+    def _realise(self, active: tuple[Active, ...], source: PristineSource) -> None:
+        """Make ``active`` the active patches."""
+        wanted = _effective(active)
+        changed = _difference(self.effective, wanted)
         entries = {mode: _entries(changed, mode) for mode in ("merge", "overlay")}
         names = sorted({self._key(entry.site.parameter) for entry, _ in entries["merge"]})
         tensors, records = self._plan(names, wanted, source)
         modules = {entry.site.module for entry, _ in entries["overlay"]}
         before = {name: self._overlays[name].entries for name in modules & set(self._overlays)}
+        keys = self._gated_by(changed)
+        gates = self._new_gates(keys, wanted)
         try:
             self._show(modules, wanted)
             _swap_all([(self._model.parameter(name), new) for name, new in tensors.items()])
         except BaseException:
             for name in modules:
                 self._set_overlay(name, before.get(name, ()))
+            for gate in gates.values():
+                gate.remove()
             raise
-        self._active, self._records = wanted, records
+        self._swap_gates(gates, keys)
+        self._active, self._records = active, records
 
     # -- merge ----------------------------------------------------------------------------------
 
@@ -224,6 +268,37 @@ class WeightLedger:
         elif entries:
             self._overlays[name] = Overlay(self._model.module(name), entries)
 
+    # -- modules --------------------------------------------------------------------------------
+
+    def _gated_by(self, actives: Iterable[Active]) -> set[_Gated]:
+        return {(e.site.module, e.kind) for a in actives for e in a.patch.module_entries}
+
+    def _new_gates(
+        self, keys: Collection[_Gated], wanted: Sequence[Active]
+    ) -> dict[_Gated, Realised]:
+        """Put the module entries of ``wanted`` on; the former ones still are there too."""
+        entries: dict[_Gated, list[ModuleEntry]] = defaultdict(list)
+        for active in wanted:
+            if active.patch.id not in self._hidden:
+                for entry in active.patch.module_entries:
+                    entries[entry.site.module, entry.kind].append(entry)
+        gates: dict[_Gated, Realised] = {}
+        try:
+            for key in sorted(set(keys) & set(entries)):
+                kind = type(entries[key][0])
+                gates[key] = kind.realise(self._model, key[0], entries[key])
+        except BaseException:
+            for gate in gates.values():
+                gate.remove()
+            raise
+        return gates
+
+    def _swap_gates(self, gates: dict[_Gated, Realised], keys: Collection[_Gated]) -> None:
+        """Take off what was there before ``gates``."""
+        for key in keys & self._gates.keys():
+            self._gates.pop(key).remove()
+        self._gates.update(gates)
+
     # -- checks ---------------------------------------------------------------------------------
 
     def _key(self, parameter: str) -> str:
@@ -245,10 +320,12 @@ class WeightLedger:
                 "again.",
                 patch=patch.header.id,
             )
+        if patch.module_entries:
+            _check_beside(patch, mode, wanted.scale)
         for entry in patch.entries:
             self._check_entry(entry, mode)
 
-    def _check_entry(self, entry: WeightEntry, mode: Mode) -> None:
+    def _check_entry(self, entry: Entry, mode: Mode) -> None:
         site = entry.site
         expected = sides(self._model.module(site.module))
         if site.parameter != f"{site.module}.weight" or expected != entry.shape:
@@ -261,7 +338,7 @@ class WeightLedger:
                 found=entry.shape,
             )
         held = held_otherwise(self._model.parameter(site.parameter))
-        if mode == "merge" and held is not None:
+        if mode == "merge" and held is not None and entry.level == "weight":
             raise ApplyError(
                 f"{site.parameter} is {held}, so a patch cannot be merged into it. Use mode "
                 "overlay, which leaves the weights alone.",
@@ -270,10 +347,45 @@ class WeightLedger:
             )
 
 
+def _check_beside(patch: Patch, mode: Mode, scale: float) -> None:
+    """Check how a patch that acts on modules is to be realised.
+
+    Raises:
+        ApplyError: Its module entries are to be merged, or scaled.
+    """
+    kinds = " and ".join(sorted({entry.kind for entry in patch.module_entries}))
+    if mode == "merge" and not patch.weight_entries:
+        raise ApplyError(
+            f"The patch {patch.header.id} holds {kinds} alone, which acts beside the weights and "
+            "is never merged into them. Use mode overlay, or auto.",
+            patch=patch.header.id,
+            mode=mode,
+        )
+    if scale != 1:
+        raise ApplyError(
+            f"The patch {patch.header.id} cannot be scaled by {scale}: it holds {kinds}, which "
+            "acts or does not. Leave the scale at 1.",
+            patch=patch.header.id,
+            scale=scale,
+        )
+
+
+def _effective(actives: Sequence[Active]) -> tuple[Active, ...]:
+    replaces = {active.patch.header.id: active.patch.header.replaces for active in actives}
+    shadowed = replaced_by(replaces, replaces)
+    return tuple(active for active in actives if active.patch.header.id not in shadowed)
+
+
+def _difference(before: Sequence[Active], after: Sequence[Active]) -> list[Active]:
+    """Return what is in one of the two only."""
+    tokens = {active.token for active in before} & {active.token for active in after}
+    return [active for active in (*before, *after) if active.token not in tokens]
+
+
 def _entries(actives: Sequence[Active], mode: str) -> list[tuple[WeightEntry, float]]:
-    """Return the entries realised in a mode with their scales, in canonical order."""
+    """Return the weight entries realised in a mode with their scales, in canonical order."""
     chosen = sorted((a for a in actives if a.mode == mode), key=lambda a: a.patch.header.id)
-    return [(entry, active.scale) for active in chosen for entry in active.patch.entries]
+    return [(entry, active.scale) for active in chosen for entry in active.patch.weight_entries]
 
 
 def _swap_all(planned: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:

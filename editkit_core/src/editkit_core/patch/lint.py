@@ -18,6 +18,9 @@ from editkit_core.patch.factored import Factored
 from editkit_core.patch.fold_record import FOLD
 from editkit_core.patch.format import Patch
 from editkit_core.patch.header_codec import encode_header, to_json
+from editkit_core.patch.kinds import WeightEntry
+from editkit_core.patch.kinds.codebook import CodebookEntry, edit_id_of
+from editkit_core.patch.kinds.cols import ColumnsEntry
 from editkit_core.patch.strict import MAX_METADATA_BYTES
 from editkit_core.types import EditRequest
 
@@ -79,7 +82,7 @@ def lint(patch: Patch) -> tuple[Finding, ...]:
 
 def _no_change(patch: Patch) -> Found:
     """An entry that adds nothing was computed wrongly, or its file was made up."""
-    for i, entry in enumerate(patch.entries):
+    for i, entry in _weights(patch):
         if entry.norm() == 0:
             yield (
                 "error",
@@ -130,8 +133,9 @@ def _self_reference(patch: Patch) -> Found:
 def _evidence(patch: Patch) -> Found:
     """Without the keys, nobody can tell whether two patches disturb one another."""
     sides = {entry.site.module: entry.shape[1] for entry in patch.entries}
+    weights = {entry.site.module for entry in patch.weight_entries}
     known = {block.module for block in patch.evidence}
-    for module in sorted(sides.keys() - known):
+    for module in sorted(weights - known):
         yield (
             "warning",
             module,
@@ -238,7 +242,7 @@ def _no_probes(patch: Patch) -> Found:
 
 def _large_change(patch: Patch) -> Found:
     """A change of the size of the weight disturbs everything."""
-    for i, entry in enumerate(patch.entries):
+    for i, entry in _weights(patch):
         norm = patch.header.base.tensors[entry.site.parameter].norm
         if norm and entry.norm() > LARGE_CHANGE * norm:
             yield (
@@ -252,8 +256,8 @@ def _large_change(patch: Patch) -> Found:
 
 def _unused_rank(patch: Patch) -> Found:
     """Factors that depend on one another take room for nothing."""
-    for i, entry in enumerate(patch.entries):
-        factors = entry.factors()
+    for i, entry in _weights(patch):
+        factors = None if isinstance(entry, ColumnsEntry) else entry.factors()
         if factors is None or entry.norm() == 0:
             continue
         sigma = Factored.of(factors).singular_values()
@@ -269,11 +273,38 @@ def _unused_rank(patch: Patch) -> Found:
 
 def _tied(patch: Patch) -> Found:
     """A tied weight is changed in all its places."""
-    changed = {entry.site.parameter for entry in patch.entries}
+    changed = {entry.site.parameter for entry in patch.weight_entries}
     for group in patch.header.base.tied:
         for name in sorted(changed & set(group)):
             others = ", ".join(other for other in group if other != name)
             yield "warning", name, f"It is the same tensor as {others}, which changes with it."
+
+
+def _silent_rows(patch: Patch) -> Found:
+    """A row that a later one of another label has silenced answers nothing."""
+    for i, entry in _codebooks(patch):
+        silent = int((entry.codebook.radii == 0).sum())
+        if silent:
+            yield (
+                "warning",
+                f"entry {i}",
+                f"{silent} of its {len(entry.codebook)} rows are silent: a later edit of the same "
+                "prompt has another target. Take the earlier edit out (editkit patch drop).",
+            )
+
+
+def _unlisted_rows(patch: Patch) -> Found:
+    """A row of an edit that the patch does not list cannot be explained or taken out by name."""
+    known = {edit_id_of(edit).tobytes() for edit in patch.header.edits}
+    for i, entry in _codebooks(patch):
+        unknown = {edit.tobytes() for edit in entry.codebook.edit_ids} - known
+        if unknown and known:
+            yield (
+                "error",
+                f"entry {i}",
+                f"{len(unknown)} edits of its codebook are not among the patch's edits. Make the "
+                "patch with the requests of all its rows.",
+            )
 
 
 def _computed_on(patch: Patch) -> Found:
@@ -337,9 +368,21 @@ def _metadata_size(patch: Patch) -> Found:
 RULES: tuple[Callable[[Patch], Found], ...] = (
     _no_change, _contradiction, _self_reference, _evidence, _no_name, _licence, _no_edits,
     _same_target, _duplicate_edit, _no_relation, _no_probes, _no_metrics, _no_canary,
-    _large_change, _unused_rank, _tied, _computed_on, _no_revision, _machine_path, _mail,
-    _metadata_size,
+    _large_change, _unused_rank, _silent_rows, _unlisted_rows, _tied, _computed_on, _no_revision,
+    _machine_path, _mail, _metadata_size,
 )  # fmt: skip
+
+
+def _weights(patch: Patch) -> Iterator[tuple[int, WeightEntry]]:
+    for i, entry in enumerate(patch.entries):
+        if entry.level == "weight":
+            yield i, entry
+
+
+def _codebooks(patch: Patch) -> Iterator[tuple[int, CodebookEntry]]:
+    for i, entry in enumerate(patch.entries):
+        if isinstance(entry, CodebookEntry):
+            yield i, entry
 
 
 def _is_fold(patch: Patch) -> bool:

@@ -18,6 +18,7 @@ from editkit_core.patch.checkpoint_change import changes
 from editkit_core.patch.checkpoint_edit import copy_with
 from editkit_core.patch.checkpoint_folders import check_out, check_source, files_of
 from editkit_core.patch.format import Patch
+from editkit_core.patch.module_level import refuse_module_entries
 from editkit_core.types import Progress, SilentProgress
 
 _WEIGHTS = frozenset(
@@ -75,6 +76,7 @@ def materialize(
         InputNotFoundError: The source is no such folder.
         BaseMismatchError: Its weights are not those a patch was made for.
         ApplyError: The source has a patch applied already, or a weight would overflow.
+        ExportError: A patch acts beside the weights, which a checkpoint cannot hold.
         OutputExistsError: The output exists, or is the source.
         WriteFailedError: Writing failed; nothing was left.
     """
@@ -83,6 +85,7 @@ def materialize(
     source, out = CheckpointSource(source_folder), Path(out_folder)
     check_source(source.folder)
     check_out(source.folder, out, force)
+    refuse_module_entries((patch for patch, _ in patches), "a checkpoint")
     touched = changes(source, patches)
     files = sorted(files_of(source.folder))
     left_out = [file for file in files if _other_weights(file, source)]

@@ -29,7 +29,8 @@ class Choice:
 
     Attributes:
         mode: ``merge`` or ``overlay``.
-        why: The sentence that says why it is an overlay, with the figure; empty for a merge.
+        why: The sentence that says why it is an overlay, with the figure; empty for a
+            merge, and for a patch that changes no weight.
         measured: Whether the reason is a figure, and not that the weights cannot be written.
     """
 
@@ -41,10 +42,10 @@ class Choice:
 def choose_mode(model: EditableModel, patch: Patch, *, scale: float = 1.0) -> Choice:
     """Return ``merge``, unless a weight cannot be written or would lose too much of the change.
 
-    It is an overlay where a touched weight is quantised or offloaded, and where one in half
-    precision would realise its change with a cosine below ``LEAST_COSINE``, measured from the
-    pristine weight. Other patches on the model make no difference. Full-precision weights are not
-    measured.
+    It is an overlay where it changes no weight, where a touched weight is quantised or offloaded,
+    and where one in half precision would realise its change with a cosine below ``LEAST_COSINE``,
+    measured from the pristine weight. Other patches on the model make no difference.
+    Full-precision weights are not measured.
 
     Args:
         model: The model; it is read only.
@@ -54,7 +55,9 @@ def choose_mode(model: EditableModel, patch: Patch, *, scale: float = 1.0) -> Ch
     Raises:
         ModuleNotFoundInModelError: An entry names a module the model does not have.
     """
-    for entry in patch.entries:
+    if not patch.weight_entries:
+        return Choice("overlay")  # there is nothing to merge, so nothing to explain
+    for entry in patch.weight_entries:
         held = held_otherwise(model.parameter(entry.site.parameter))
         if held is not None:
             return Choice(
@@ -85,7 +88,7 @@ def tell(choice: Choice) -> None:
 def _cosines(model: EditableModel, patch: Patch, scale: float) -> list[tuple[float, str]]:
     """Return the cosine of every touched weight in half precision, with its name."""
     tensors: dict[int, tuple[str, list[tuple[WeightEntry, float]]]] = {}
-    for entry in patch.entries:  # tied weights are one weight, so they are told by identity
+    for entry in patch.weight_entries:  # tied weights are one weight, so they are told by identity
         name = entry.site.parameter
         parameter = model.parameter(name)
         fits = sides(model.module(entry.site.module)) == entry.shape  # else it is refused anyway

@@ -30,7 +30,8 @@ class Overlay:
         self.entries: tuple[tuple[WeightEntry, float], ...] = ()
         self._paths: dict[tuple[torch.device, torch.dtype], list[SidePath]] = {}
         self.set(entries)
-        self._handle = module.register_forward_hook(self._add, with_kwargs=True)
+        # Before all others: what a codebook puts in shall stay as it is.
+        self._handle = module.register_forward_hook(self._add, with_kwargs=True, prepend=True)
 
     def set(self, entries: Sequence[tuple[WeightEntry, float]]) -> None:
         """Replace the changes."""

@@ -16,7 +16,9 @@ from editkit_core.patch.folded_base import Scaled
 from editkit_core.patch.format import Patch
 from editkit_core.patch.header import BaseFingerprint, JsonValue
 from editkit_core.patch.header_codec import decode_header, to_json
-from editkit_core.patch.kinds import WeightEntry
+from editkit_core.patch.kinds import Entry
+from editkit_core.patch.kinds.codebook import CodebookEntry, edit_id_of
+from editkit_core.patch.kinds.codebook_rules import only
 
 _FOLDS_DIST = "editkit-core"
 _Item = TypeVar("_Item")
@@ -29,7 +31,8 @@ def split(patch: Patch, *, below: Sequence[Scaled] = ()) -> list[Patch]:
     file as before; another has its scale baked in, or lacks the canary, and so another id.
 
     A patch of several edits that one method made, one rank-one entry an edit, is split by edit:
-    part i was computed on top of the parts before it. Each part excludes the whole.
+    part i was computed on top of the parts before it. A codebook is split by edit too: a part holds
+    the rows that its edit relies on, with the radii they have alone. Each part excludes the whole.
 
     Args:
         patch: The patch.
@@ -40,6 +43,8 @@ def split(patch: Patch, *, below: Sequence[Scaled] = ()) -> list[Patch]:
     """
     if patch.header.method.name == FOLD and patch.header.method.dist == _FOLDS_DIST:
         return _parts_of_fold(patch)
+    if patch.module_entries:
+        return _rows_by_edit(patch)
     return _by_edit(patch, below)
 
 
@@ -80,7 +85,7 @@ def _part(fold: Patch, part: PartRecord) -> Patch:
     return made
 
 
-def _base_of(fold: Patch, entries: Sequence[WeightEntry]) -> BaseFingerprint:
+def _base_of(fold: Patch, entries: Sequence[Entry]) -> BaseFingerprint:
     base = fold.header.base
     own = {entry.site.parameter for entry in entries}
     return attrs.evolve(base, tensors={k: v for k, v in base.tensors.items() if k in own})
@@ -88,7 +93,7 @@ def _base_of(fold: Patch, entries: Sequence[WeightEntry]) -> BaseFingerprint:
 
 def _restored(
     part: PartRecord,
-    entries: Sequence[WeightEntry],
+    entries: Sequence[Entry],
     evidence: Sequence[Evidence],
     edits: Sequence[JsonValue],
 ) -> Patch:
@@ -117,7 +122,7 @@ def _restored(
         ) from None
 
 
-def _digests(entries: Sequence[WeightEntry], evidence: Sequence[Evidence]) -> dict[str, str]:
+def _digests(entries: Sequence[Entry], evidence: Sequence[Evidence]) -> dict[str, str]:
     named = {f"{i}.{k}": array for i, e in enumerate(entries) for k, array in e.tensors().items()}
     for i, block in enumerate(evidence):
         named |= {f"evidence.{i}.{k}": array for k, array in block.tensors().items()}
@@ -153,7 +158,7 @@ def _by_edit(patch: Patch, below: Sequence[Scaled]) -> list[Patch]:
 
 def _not_by_edit(patch: Patch) -> str | None:
     """Return why entries and edits do not correspond one to one, or None when they do."""
-    edits, entries = len(patch.header.edits), patch.entries
+    edits, entries = len(patch.header.edits), patch.weight_entries
     if edits < 2:
         return f"it holds {edits} edit{'' if edits == 1 else 's'}"
     if len(entries) != edits:
@@ -168,19 +173,30 @@ def _not_by_edit(patch: Patch) -> str | None:
 
 
 def _one_edit(patch: Patch, i: int, computed_on: str | None) -> Patch:
+    evidence = [_row(block, i) for block in patch.evidence]
+    return _part_of(patch, i, [patch.entries[i]], evidence, computed_on)
+
+
+def _part_of(
+    patch: Patch,
+    i: int,
+    entries: Sequence[Entry],
+    evidence: Sequence[Evidence],
+    computed_on: str | None,
+) -> Patch:
     header = patch.header
     edit, count = header.edits[i], len(header.edits)
     return Patch.from_parts(
-        entries=[patch.entries[i]],
+        entries=entries,
         method=header.method,
-        base=header.base,
+        base=_base_of(patch, entries),
         edits=[edit],
         params=header.params,
         seed=header.seed,
         contexts=header.contexts,
-        evidence=[_row(block, i) for block in patch.evidence],
+        evidence=evidence,
         name=f"{header.name} ({i + 1} of {count})" if header.name else edit.id,
-        metrics=_own_metrics(header.metrics, i, count),
+        metrics=own_metrics(header.metrics, [i], count),
         environment=header.environment,
         computed_on=computed_on,
         requires=header.requires,
@@ -196,9 +212,62 @@ def _row(block: Evidence, i: int) -> Evidence:
     return attrs.evolve(block, keys=block.keys[i : i + 1], values=values)
 
 
-def _own_metrics(metrics: Mapping[str, JsonValue], i: int, count: int) -> dict[str, JsonValue]:
-    """Keep what was measured for edit i; the method's reports by edit are a list of that length."""
+def own_metrics(
+    metrics: Mapping[str, JsonValue], chosen: Sequence[int], count: int
+) -> dict[str, JsonValue]:
+    """Keep what was measured for some edits; the method's reports are a list of one an edit.
+
+    Args:
+        metrics: The patch's metrics.
+        chosen: Places of the edits.
+        count: How many edits the patch has.
+    """
     reports = metrics.get("edits")
     if not isinstance(reports, list) or len(reports) != count:
         return {name: value for name, value in metrics.items() if name != "edits"}
-    return {**metrics, "edits": [reports[i]]}
+    return {**metrics, "edits": [reports[i] for i in chosen]}
+
+
+# -- codebooks --------------------------------------------------------------------------------
+
+
+def _rows_by_edit(patch: Patch) -> list[Patch]:
+    edits = patch.header.edits
+    reason = _not_by_row(patch)
+    if reason:
+        raise ExportError(
+            f"The patch {patch.id} cannot be split: {reason}. Make one patch an edit instead, or "
+            "take single edits out with `editkit patch drop`.",
+            patch=patch.id,
+        )
+    parts = []
+    for i, edit in enumerate(edits):
+        entries = [
+            attrs.evolve(entry, codebook=only(entry.codebook, edit_id_of(edit)))
+            for entry in patch.entries
+            if isinstance(entry, CodebookEntry) and entry.codebook.rows_of(edit_id_of(edit))
+        ]
+        evidence = [_row(b, i) for b in patch.evidence if len(b.keys) == len(edits)]
+        parts.append(_part_of(patch, i, entries, evidence, patch.header.computed_on))
+    return parts
+
+
+def _not_by_row(patch: Patch) -> str | None:
+    """Return why a patch's rows do not belong to its edits, or None when they do."""
+    edits = patch.header.edits
+    if len(edits) < 2:
+        return f"it holds {len(edits)} edit{'' if len(edits) == 1 else 's'}"
+    known = {edit_id_of(edit).tobytes() for edit in edits}
+    if len(known) < len(edits):
+        return "it makes one edit twice"
+    found: set[bytes] = set()
+    for entry in patch.entries:
+        if not isinstance(entry, CodebookEntry):
+            return f"it holds {entry.kind} besides a codebook"
+        found |= {edit.tobytes() for edit in entry.codebook.edit_ids}
+    if found - known:
+        return "its codebook has rows of edits that it does not list"
+    for edit in edits:
+        if edit_id_of(edit).tobytes() not in found:
+            return f"{edit.text!r} -> {edit.target_new!r} has no row in its codebook"
+    return None

@@ -58,6 +58,13 @@ def check_layout(layout: Layout, length: int, where: str) -> None:
     if length % LENGTH_BYTES:
         raise refusal(where, "length", f"is {length}, not a multiple of {LENGTH_BYTES}")
     for slot in layout.slots:
+        if slot.name.startswith("editor."):
+            raise PatchFormatError(
+                f"{where}: this is a trained editor, not a patch. Edit with it: editkit edit "
+                "--editor FILE; `editkit patch show` says what it is.",
+                where="tensors",
+                path=where,
+            )
         if not _NAME.fullmatch(slot.name):
             raise refusal(where, f"tensor {shorten(slot.name)}", "has a name no patch uses")
         short = slot.dtype == "F16" and not slot.name.startswith("evidence.")

@@ -152,7 +152,7 @@ def _applies(model: EditableModel, patch: Patch) -> VerifyRow:
         return VerifyRow(check="apply and revert", ok=False, detail=str(error))
     detail = "changes the weights and comes off bit for bit" if changed else "changes no weight"
     if applied.mode == "overlay":
-        detail = f"goes beside the weights and comes off again. {applied.why}"
+        detail = f"goes beside the weights and comes off again. {applied.why}".rstrip()
     return VerifyRow(
         check="apply and revert",
         ok=restored,

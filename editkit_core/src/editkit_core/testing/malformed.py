@@ -418,9 +418,9 @@ def _other_errors(good: bytes) -> Iterator[Malformed]:
     )
     yield Malformed(
         name="kinds: unknown",
-        content=with_metadata(good, lambda f: f["entries"][0].update(kind="gate.codebook/1")),
+        content=with_metadata(good, lambda f: f["entries"][0].update(kind="route.lora_blocks/1")),
         wrong="an entry is of a kind from elsewhere",
-        says="entry 0.*gate.codebook/1.*pip install",
+        says="entry 0.*route.lora_blocks/1.*pip install",
         error=UnknownPatchKindError,
     )
     for name, change in (("shape", {"shape": [4, 4]}), ("vector", {"shape": [4]})):

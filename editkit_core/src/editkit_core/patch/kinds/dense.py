@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 import numpy as np
@@ -25,6 +25,7 @@ class DenseEntry:
     """
 
     kind: ClassVar[str] = "weight.dense/1"
+    level: ClassVar[Literal["weight"]] = "weight"
     dtypes: ClassVar[Mapping[str, str]] = {"delta": "F32"}
 
     site: Site

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import attrs
 import numpy as np
@@ -28,6 +28,7 @@ class LowRankEntry:
     """
 
     kind: ClassVar[str] = "weight.low_rank/1"
+    level: ClassVar[Literal["weight"]] = "weight"
     dtypes: ClassVar[Mapping[str, str]] = {"u": "F32", "v": "F32"}
 
     site: Site
