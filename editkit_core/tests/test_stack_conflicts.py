@@ -126,10 +126,25 @@ def test_declared_conflicts_are_found_from_either_side() -> None:
         assert kinds(find_conflicts(pairs(*order))) == ["declared"]
 
 
-def test_a_patch_and_what_it_replaces_do_not_go_together() -> None:
+def test_a_patch_is_in_nobodys_way_below_the_one_that_replaces_it() -> None:
+    first = patch(request())
+    second = patch(request(), request(subject="Peru"), replaces=(first.id,))
+    assert find_conflicts(pairs(first, second)) == ()
+
+
+def test_a_patch_does_nothing_above_the_one_that_replaces_it() -> None:
     first = patch(request())
     second = patch(request(subject="Peru"), replaces=(first.id,))
-    assert kinds(find_conflicts(pairs(first, second))) == ["replaced"]
+    (found,) = find_conflicts(pairs(second, first))
+    assert (found.kind, found.fatal) == ("replaced", True)
+    assert (found.lower, found.upper) == (second.id, first.id)
+
+
+def test_a_replaced_patch_does_not_hide_a_contradiction_of_the_newer_one() -> None:
+    first = patch(request(subject="Peru"))
+    newer = patch(request(), request(subject="Peru"), replaces=(first.id,))
+    third = patch(request(target="Cairo"))
+    assert kinds(find_conflicts(pairs(first, newer, third))) == ["contradiction"]
 
 
 def test_a_required_patch_must_be_enabled_below() -> None:

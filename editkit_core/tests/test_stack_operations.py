@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import attrs
 import pytest
@@ -93,9 +94,69 @@ def test_the_same_patch_cannot_be_pushed_twice() -> None:
         ops.push(stack(A), A)
 
 
-def test_a_replaced_patch_leaves_the_stack() -> None:
-    state = ops.push(stack(A, B, C), D, replaces=[A.id, C.id])
-    assert (names(state), state.position) == ("bd", 2)
+# -- patches that replace others ----------------------------------------------------------------
+
+
+def replacing(one: EntryState, *others: EntryState, extends: bool = False) -> EntryState:
+    return attrs.evolve(one, replaces=tuple(e.id for e in others), extends=extends)
+
+
+def effective(state: StackState) -> str:
+    return "".join(e.name for e in state.effective)
+
+
+def test_a_replaced_patch_stays_and_does_not_count() -> None:
+    state = ops.push(stack(A, B, C), replacing(D, A, C))
+    assert (names(state), effective(state)) == ("abcd", "bd")
+    assert state.shadowed == {A.id, C.id}
+
+
+@pytest.mark.parametrize("change", [ops.disable, ops.remove, lambda s, _: ops.go_to(s, 3)])
+def test_what_a_patch_replaces_shows_again_when_it_goes(
+    change: Callable[[StackState, str], StackState],
+) -> None:
+    state = ops.push(stack(A, B, C), replacing(D, A, C))
+    assert effective(change(state, "d")) == "abc"
+
+
+def test_a_chain_of_snapshots_counts_as_its_last_member_whichever_others_are_enabled() -> None:
+    chain = stack(A, replacing(B, A), replacing(C, B), replacing(D, C))
+    assert effective(chain) == "d"
+    assert effective(ops.disable(chain, "c")) == "d"
+    assert effective(ops.disable(ops.disable(chain, "d"), "b")) == "c"
+
+
+def test_the_digest_is_that_of_what_counts() -> None:
+    snapshot = replacing(C, A)
+    expected = digest_of([(B.content_digest, 1.0), (C.content_digest, 1.0)])
+    assert stack(A, B, snapshot).digest() == expected
+
+
+def test_a_snapshot_stands_on_what_counts_without_what_it_replaces() -> None:
+    snapshot = replacing(entry(9, on=(B,), name="s"), A)
+    state = stack(A, B, snapshot)
+    assert state.entry("s").depends_on == (B.id,)
+    assert state.stale == ()
+    assert [e.name for e in ops.disable(state, "b").stale] == ["s"]
+
+
+def test_what_stands_on_a_patch_stands_on_one_that_extends_it_too() -> None:
+    upper = entry(8, on=(A,), name="u")
+    assert stack(A, upper, replacing(B, A, extends=True)).stale == ()
+    assert [e.name for e in stack(A, upper, replacing(B, A)).stale] == ["u"]
+
+
+def test_a_shadowed_patch_is_not_stale_before_it_shows_again() -> None:
+    lower = entry(8, on=(A,), name="l")
+    state = ops.disable(stack(A, lower, replacing(B, lower)), "a")
+    assert state.stale == ()
+    with pytest.raises(StaleEntryError, match="l"):
+        ops.check_stale(state, ops.go_to(state, 2))
+
+
+def test_what_replaced_an_old_patch_replaces_the_one_in_its_place() -> None:
+    state = ops.replace(stack(A, replacing(B, A)), "a", C)
+    assert (names(state), effective(state)) == ("cb", "b")
 
 
 @pytest.mark.parametrize(("place", "order"), [(0, "bacd"), (2, "acbd"), (3, "acdb")])

@@ -136,10 +136,16 @@ def test_a_patch_can_be_pushed_scaled_overlaid_and_disabled(cli, empty, file):
     assert not row["active"]
 
 
-def test_a_patch_that_replaces_another_takes_it_out(cli, stack, make):
+def test_a_patch_that_replaces_another_shadows_it_until_it_goes(cli, stack, make):
     old = series(cli)[0]["id"]
     assert cli("stack", "push", make("newer", replaces=(old,))).code == 0
-    assert names(series(cli)) == ["warsaw", "fuji", "newer"]
+    assert names(series(cli)) == ["oslo", "warsaw", "fuji", "newer"]
+    assert [row["shadowed"] for row in series(cli)] == [True, False, False, False]
+    shown = cli("stack", "series").out
+    assert "shadowed" in shown
+    assert "4 of 4 applied, 1 of them replaced by newer ones" in shown
+    assert cli("stack", "pop").code == 0
+    assert not any(row["shadowed"] for row in series(cli))
 
 
 def test_going_all_the_way_twice_is_no_mistake(cli, stack):

@@ -1,8 +1,9 @@
 """The steps of a run on a loaded model: edit, put patches on, measure, take them off.
 
 ``single`` and ``batch`` take each patch off again; ``sequential`` leaves it on; ``stacked`` keeps
-it aside and puts many on at once. What is on the model while a step measures is derived from the
-units before it, so it is the same whether the run was stopped or not.
+it aside and puts many on at once. A patch that holds the earlier ones takes their place. What is on
+the model while a step measures is derived from the units before it, so it is the same whether the
+run was stopped or not.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from editkit_core.errors import (
 )
 from editkit_core.metrics.metric import RunMetric
 from editkit_core.metrics.report import Facts, Measured, Row
+from editkit_core.patch.io import read_header
 from editkit_core.stack import operations
 from editkit_core.stack.conflicts import Conflict, find_conflicts
 from editkit_core.stack.patch_stack import PatchStack
@@ -101,6 +103,7 @@ class Bench:
         self._applied: list[AppliedPatch] = []
         self._stack: PatchStack | None = None
         self._patches: dict[int, Patch] = {}
+        self._superseded: list[int] = []
 
     def do(self, step: Step) -> Unit:
         """Do one step; the steps before it are done.
@@ -109,6 +112,7 @@ class Bench:
             EditkitError: What would go wrong in every other step too.
         """
         stages: list[Stage] = []
+        self._forget()
         if step.edits:
             unit = self._edit(step, stages)
         elif self._scenario == "stacked":
@@ -163,6 +167,7 @@ class Bench:
             raise
         on = self._on_model() or (result.patch.header.id,)
         if sequential:
+            self._retire(result.patch)
             self._applied.append(applied)
         else:
             applied.revert()
@@ -181,6 +186,7 @@ class Bench:
                 seed=plan.seed,
                 locate=plan.locate,
                 statistics_dir=plan.statistics,
+                editor=self._work.trained,
                 progress=self._progress,
             ),
         )
@@ -225,7 +231,7 @@ class Bench:
             return ()
         from editkit_core.patch.fold import fold
 
-        patches = list(self._made(step))
+        patches = self._made(step)
         together = fold([(patch, 1.0) for patch in patches]) if len(patches) > 1 else patches[0]
         self.close()
         return self._of_run(first, together, (), stages_only=False)
@@ -251,6 +257,28 @@ class Bench:
         for patch in self._made(step):
             self._applied.append(self._editor.apply(patch))
         self._sequence = step.sequence
+
+    def _retire(self, patch: Patch) -> None:
+        """Take off what a patch that is on now holds too.
+
+        Their files go once the unit that made the new one is written down; see :meth:`_forget`.
+        """
+        held = set(patch.header.replaces)
+        for applied in [one for one in self._applied if one.patch.header.id in held]:
+            applied.revert()
+            self._applied.remove(applied)
+        for unit, earlier in list(self._patches.items()):
+            if earlier.header.id in held:
+                del self._patches[unit]
+                if held.issuperset(earlier.header.replaces):  # else that patch says what else goes
+                    self._superseded.append(unit)
+
+    def _forget(self) -> None:
+        """Remove the files that no later step can need."""
+        if not self._work.plan.keep_patches:
+            for unit in self._superseded:
+                self._folder.patch_file(unit).unlink(missing_ok=True)
+        self._superseded = []
 
     def _leave(self) -> None:
         while self._applied:
@@ -291,11 +319,20 @@ class Bench:
             if unit.indices[-1] < step.upto:
                 yield unit
 
-    def _made(self, step: Step) -> Iterator[Patch]:
-        for unit in self._made_units(step):
+    def _made(self, step: Step) -> list[Patch]:
+        """The patches of these edits, but for those that a later one of them replaces."""
+        found: list[Patch] = []
+        replaced: set[str] = set()
+        for unit in reversed(list(self._made_units(step))):
+            if unit.patch in replaced:
+                path = self._folder.patch_file(unit.unit)
+                replaced.update(read_header(path).replaces if path.exists() else ())
+                continue
             if unit.unit not in self._patches:
                 self._patches[unit.unit] = self._read(unit)
-            yield self._patches[unit.unit]
+            found.append(self._patches[unit.unit])
+            replaced.update(found[-1].header.replaces)
+        return found[::-1]
 
     def _keep(self, unit: int, patch: Patch) -> None:
         path = self._folder.patch_file(unit)
@@ -329,9 +366,9 @@ class Bench:
     def _on_model(self) -> tuple[str, ...]:
         """The patch on the model by its id, several by their stack digest."""
         ledger = self._editor.model.ledger
-        if len(ledger.active) > 1:
+        if len(ledger.effective) > 1:
             return (f"stack:{ledger.digest()}",)
-        return tuple(active.patch.header.id for active in ledger.active)
+        return tuple(active.patch.header.id for active in ledger.effective)
 
     def _unit(
         self,

@@ -150,6 +150,7 @@ def _probe(
                     seed=work.plan.seed,
                     locate=work.plan.locate,
                     statistics_dir=work.plan.statistics,
+                    editor=work.trained,
                     progress=progress,
                 ),
             )

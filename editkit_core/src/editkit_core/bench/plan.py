@@ -21,7 +21,7 @@ __all__ = ["Plan"]
 
 # How fast, and what else is kept; not what comes out.
 _WITHOUT_EFFECT = frozenset({"device", "device_map", "judge_url", "rows", "keep_patches"})
-_ON_DISK = ("statistics", "corpus")
+_ON_DISK = ("statistics", "corpus", "editor")
 _FLAGS = {"params": "set"}
 
 
@@ -57,6 +57,7 @@ class Plan:
         device_map: Passed to transformers.
         revision: A revision on the hub.
         statistics: Folder of key statistics; the user's cache folder by default.
+        editor: File or folder of the trained editor, for methods that train.
         rows: Most rows a forward pass while measuring.
         keep_patches: Whether every patch file stays in the run's folder.
     """
@@ -86,6 +87,7 @@ class Plan:
     device_map: str | None = None
     revision: str | None = None
     statistics: str | None = None
+    editor: str | None = None
     rows: int = attrs.field(default=64)
     keep_patches: bool = False
 

@@ -8,6 +8,7 @@ steps need are kept in the folder.
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import platform
 from collections import Counter
@@ -40,9 +41,11 @@ from editkit_core.types import EditRequest, Progress, SilentProgress
 if TYPE_CHECKING:
     from editkit_core.api import Editor
     from editkit_core.metrics.judge import Judge
+    from editkit_core.patch.artifact import EditorArtifact
 
 __all__ = ["RunResult", "Work", "run"]
 
+_SUBJECTS_NAMED = 20
 JUDGE_KEY = "EDITKIT_JUDGE_KEY"
 _SOFTWARE = ("editkit-core", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -77,6 +80,7 @@ class Work:
         metrics: What is measured.
         context: The metrics' settings.
         method: The method's distribution and version.
+        trained: The editor the method edits with, where it trains.
     """
 
     plan: Plan
@@ -87,6 +91,7 @@ class Work:
     metrics: tuple[AnyMetric, ...]
     context: MetricContext = attrs.field(repr=False)
     method: tuple[str, str]
+    trained: EditorArtifact | None = attrs.field(default=None, repr=False)
 
     @classmethod
     def load(cls, plan: Plan, host: Host | None = None) -> Work:
@@ -99,6 +104,7 @@ class Work:
 
         host = host or Host()
         _, _, found = host.load_method(plan.method)
+        trained = None if plan.editor is None else _trained(plan.editor)
         metrics = load_metrics(plan.metrics, host)
         if plan.corpus is None and any("corpus" in metric.info.needs for metric in metrics):
             names = [metric.info.name for metric in metrics if "corpus" in metric.info.needs]
@@ -132,6 +138,7 @@ class Work:
                 judge=_judge(plan),
             ),
             method=(found.dist, found.version),
+            trained=trained,
         )
 
     @property
@@ -164,8 +171,22 @@ class Work:
             revision=plan.revision,
             host=self.host,
         )
-        editor.resolve_params(plan.method, plan.params, plan.preset)
+        editor.check_trained(plan.method, self.trained)
+        editor.resolve_params(plan.method, plan.params, plan.preset, self.trained)
         return editor
+
+    def about_editor(self) -> dict[str, Any] | None:  # Any: JSON values
+        """Return what ``run.json`` says about the trained editor, if there is one."""
+        if self.trained is None:
+            return None
+        seen = self.trained.trained_on(self.requests)
+        return {
+            "id": self.trained.id,
+            "digest": self.trained.content_digest,
+            "dataset": self.trained.training.dataset,
+            "trained_on": list(seen[:_SUBJECTS_NAMED]),
+            "trained_on_count": len(seen),
+        }
 
     def about_data(self) -> dict[str, Any]:  # Any: JSON values
         """Return what ``run.json`` says about the data set."""
@@ -217,8 +238,11 @@ def run(
     if there is not None:
         refuse_another(folder.path, there, plan)
     work = Work.load(plan, host)
+    _tell_seen(work)
     if there is not None:
         refuse_other_input(folder.path, "data set", there["dataset"], work.about_data(), "digest")
+        here = work.about_editor() or {}
+        refuse_other_input(folder.path, "editor", there.get("editor") or {}, here, "digest")
     with folder.held():
         resumed = len(folder.repaired(work.steps))
         if there is None or resumed < len(work.steps):
@@ -251,7 +275,9 @@ def _go_on(
     }
     if there is not None:
         refuse_other_input(folder.path, "model", there["model"], about_model, "fingerprint")
-    resolved = editor.resolve_params(work.plan.method, work.plan.params, work.plan.preset)
+    resolved = editor.resolve_params(
+        work.plan.method, work.plan.params, work.plan.preset, work.trained
+    )
     folder.begin(
         {
             "spec": SPEC,
@@ -268,6 +294,7 @@ def _go_on(
                 "source": resolved.source,
                 "params": _params(resolved.params),
             },
+            "editor": work.about_editor(),
             "corpus": _about_corpus(work.context),
             "versions": work.versions(),
             "command": work.plan.command(),
@@ -302,6 +329,28 @@ def _go_on(
     finally:
         progress.finish()
         bench.close()
+
+
+def _trained(path: str) -> EditorArtifact:
+    from editkit_core.patch.artifact import EditorArtifact
+
+    return EditorArtifact.load(path)
+
+
+def _tell_seen(work: Work) -> None:
+    """Say by name which subjects the editor was trained on and is to be measured on."""
+    about = work.about_editor()
+    if about is None or not about["trained_on"]:
+        return
+    more = about["trained_on_count"] - len(about["trained_on"])
+    logging.getLogger("editkit").warning(
+        "The editor %s was trained on %d of the subjects it is measured on: %s%s. Scores on them "
+        "say little about others.",
+        about["id"],
+        about["trained_on_count"],
+        ", ".join(about["trained_on"]),
+        f" and {more} more" if more else "",
+    )
 
 
 def _judge(plan: Plan) -> Judge | None:

@@ -4,16 +4,22 @@
 contradiction       fatal  the same fact is given two targets
 same_edit           fatal  the same edit occurs twice
 declared            fatal  a patch says that it conflicts with the other
-replaced            fatal  a patch and one that it replaces are both enabled
+replaced            fatal  a patch replaces one that lies above it
 requires            fatal  a patch needs another one that is not enabled below it
 dense               fatal  two full matrices change the same weight
 tied                fatal  two patches change one tensor under two names
+replacement         fatal  two codebooks of one module put their values at different positions
+overlap             both   codebooks of one module have balls that overlap and answer differently;
+                           fatal where they do for one prompt
 crosstalk           both   one patch moves the other's key; fatal from ``MOST_CROSSTALK``
 ==================  =====  =====================================================================
 
 The crosstalk of patch i on edit j is ‖Uᵢ Vᵢ kⱼ‖ / ‖Uⱼ Vⱼ kⱼ‖ with the key kⱼ that patch j keeps as
 evidence: how much of a change the other patch makes where this one makes its own. Patches that an
 edit was computed on top of are left out, because it was made to fit them.
+
+A patch that another one replaces is shadowed: it does nothing while that one is there, so it is in
+nobody's way.
 
 Nothing here imports torch, unless a patch holds a full matrix.
 """
@@ -29,6 +35,10 @@ import numpy as np
 import numpy.typing as npt
 
 from editkit_core.errors import EditkitError, StackConflictError
+from editkit_core.patch.kinds.codebook import Codebook, CodebookEntry
+from editkit_core.patch.kinds.codebook_rules import conflicts as meetings
+from editkit_core.patch.kinds.codebook_rules import merge
+from editkit_core.patch.replacing import replaced_by
 from editkit_core.stack.state import EntryState, StackState
 
 if TYPE_CHECKING:
@@ -80,11 +90,15 @@ def find_conflicts(
         threshold: Crosstalk below it is not reported.
         only: Ids of the entries asked about; None means all.
     """
-    enabled = [(entry, patch) for entry, patch in pairs if entry.enabled]
-    asked = {entry.id for entry, _ in enabled} if only is None else set(only)
-    found = [*_same_facts(enabled), *_declared(enabled), *_tensors(enabled)]
+    there = [(entry, patch) for entry, patch in pairs if entry.enabled]
+    known = {entry.id: entry.replaces for entry, _ in pairs}
+    shadowed = replaced_by((entry.id for entry, _ in there), known)
+    enabled = [(entry, patch) for entry, patch in there if entry.id not in shadowed]
+    asked = {entry.id for entry, _ in there} if only is None else set(only)
+    found = [*_same_facts(enabled), *_declared(enabled), *_replaced(there), *_tensors(enabled)]
     found += _crosstalk(enabled, threshold, asked)
-    place = {entry.id: i for i, (entry, _) in enumerate(enabled)}
+    found += _codebooks(enabled, asked)
+    place = {entry.id: i for i, (entry, _) in enumerate(there)}
     chosen = (conflict for conflict in found if conflict.lower in asked or conflict.upper in asked)
     return tuple(sorted(chosen, key=lambda c: (place.get(c.upper, -1), place.get(c.lower, -1))))
 
@@ -143,33 +157,47 @@ def check_change(
     Raises:
         StackConflictError: One is fatal and was not there before, and ``force`` is false.
     """
-    counted = {(entry.id, entry.scale) for entry in before.active}
-    new = {entry.id for entry in after.active if (entry.id, entry.scale) not in counted}
+    new = _fresh(before.active, after.active) | _fresh(before.effective, after.effective)
     new |= _bereft(before, after, patch_of)
     if not new:
         return ()
-    pairs = [(entry, patch_of(entry)) for entry in after.active]
-    former = [(e, patch) for e in before.active if (patch := _readable(patch_of, e)) is not None]
+    shadowed = after.shadowed
+    asked = [e for e in after.active if e.id in new or e.id not in shadowed]
+    pairs = [(entry, patch_of(entry)) for entry in asked]
+    former = [(e, p) for e in before.effective if (p := _readable(patch_of, e)) is not None]
     return check_conflicts(pairs, new, force=force, known=find_conflicts(former, only=new))
+
+
+def _fresh(before: Iterable[EntryState], after: Iterable[EntryState]) -> set[str]:
+    """Return the ids of the entries that were not there before, or with another scale."""
+    counted = {(entry.id, entry.scale) for entry in before}
+    return {entry.id for entry in after if (entry.id, entry.scale) not in counted}
 
 
 def _bereft(
     before: StackState, after: StackState, patch_of: Callable[[EntryState], Patch]
 ) -> set[str]:
     """Return the ids of the entries that had below them what they require, and have it no more."""
-    were = {entry.id: place for place, entry in enumerate(before.active)}
-    are = {entry.id: place for place, entry in enumerate(after.active)}
+    were = {name: place for place, name in enumerate(_present(before))}
+    are = {name: place for place, name in enumerate(_present(after))}
     stayed = [name for name in were if name in are]
     if len(stayed) == len(were) and stayed == [name for name in are if name in were]:
         return set()  # nothing went and nothing moved, so no patch file need be read
     found = set()
-    for entry in after.active:
+    for entry in after.effective:
         patch = _readable(patch_of, entry) if entry.id in were else None
         for needed in () if patch is None else patch.header.requires:
             had = were.get(needed, len(were)) < were[entry.id]
             if had and are.get(needed, len(are)) > are[entry.id]:
                 found.add(entry.id)
     return found
+
+
+def _present(state: StackState) -> list[str]:
+    """Return the ids of the active entries whose change is there, also in one that extends it."""
+    others = {entry.id: entry.replaces for entry in state.active if not entry.extends}
+    gone = replaced_by(others, others)
+    return [entry.id for entry in state.active if entry.id not in gone]
 
 
 def _readable(patch_of: Callable[[EntryState], Patch], entry: EntryState) -> Patch | None:
@@ -232,36 +260,41 @@ def _plain(text: str) -> str:
 # -- what patches declare ---------------------------------------------------------------------
 
 
-_NAMED = {
-    "conflicts": "{0} says that it does not go together with {1}.",
-    "replaces": "{0} replaces {1}, and both are enabled.",
-}
-
-
 def _declared(pairs: Sequence[Pair]) -> Iterator[Conflict]:
-    below: dict[str, EntryState] = {}
+    held = {name for entry, _ in pairs if entry.extends for name in entry.replaces}
     for entry, patch in pairs:
         for needed in patch.header.requires:
-            if needed not in below:
+            if needed not in held:
                 yield Conflict(
                     kind="requires", fatal=True, lower=needed, upper=entry.id,
                     detail=f"{entry.label} requires {needed}, which is not enabled below it.",
                 )  # fmt: skip
-        below[entry.id] = entry
+        held.add(entry.id)
     place = {entry.id: i for i, (entry, _) in enumerate(pairs)}
-    told: set[tuple[str, int, int]] = set()
+    told: set[tuple[int, int]] = set()
     for here, (entry, patch) in enumerate(pairs):
-        for kind, words in _NAMED.items():
-            for name in getattr(patch.header, kind):
-                there = place.get(name, here)
-                low, high = min(here, there), max(here, there)
-                if low == high or (kind, low, high) in told:
-                    continue
-                told.add((kind, low, high))
+        for name in patch.header.conflicts:
+            there = place.get(name, here)
+            low, high = min(here, there), max(here, there)
+            if low == high or (low, high) in told:
+                continue
+            told.add((low, high))
+            yield Conflict(
+                kind="declared", fatal=True, lower=pairs[low][0].id, upper=pairs[high][0].id,
+                detail=f"{entry.label} says that it does not go together with "
+                f"{pairs[there][0].label}.",
+            )  # fmt: skip
+
+
+def _replaced(pairs: Sequence[Pair]) -> Iterator[Conflict]:
+    """Report what is put on top of its own replacement, where it would do nothing."""
+    for place, (upper, _) in enumerate(pairs):
+        for lower, _ in pairs[:place]:
+            if upper.id in lower.replaces:
                 yield Conflict(
-                    kind="declared" if kind == "conflicts" else "replaced", fatal=True,
-                    lower=pairs[low][0].id, upper=pairs[high][0].id,
-                    detail=words.format(entry.label, pairs[there][0].label),
+                    kind="replaced", fatal=True, lower=lower.id, upper=upper.id,
+                    detail=f"{lower.label} replaces {upper.label} and lies below it, so that one "
+                    "does nothing.",
                 )  # fmt: skip
 
 
@@ -299,11 +332,11 @@ def _tied(
 
 
 def _dense(patch: Patch) -> set[str]:
-    return {e.site.parameter for e in patch.entries if e.factors() is None}
+    return {e.site.parameter for e in patch.weight_entries if e.factors() is None}
 
 
 def _touched(patch: Patch) -> set[str]:
-    return {entry.site.parameter for entry in patch.entries}
+    return {entry.site.parameter for entry in patch.weight_entries}
 
 
 # -- crosstalk --------------------------------------------------------------------------------
@@ -353,7 +386,7 @@ def _module_crosstalk(
 
 
 def _entries(patch: Patch, module: str) -> list[WeightEntry]:
-    return [entry for entry in patch.entries if entry.site.module == module]
+    return [entry for entry in patch.weight_entries if entry.site.module == module]
 
 
 def _keys(patch: Patch, module: str) -> Matrix | None:
@@ -372,3 +405,45 @@ def _moved(entries: Iterable[WeightEntry], keys: Matrix) -> Matrix:
             u, v = (part.astype(np.float64) for part in factors)
             total = total + (keys @ v.T) @ u.T  # (n, r) @ (r, d_out)
     return np.asarray(np.linalg.norm(total, axis=1))
+
+
+# -- codebooks --------------------------------------------------------------------------------
+
+
+def _codebooks(pairs: Sequence[Pair], asked: Collection[str]) -> Iterator[Conflict]:
+    """Compare the codebooks of each module, where one of two patches is asked about."""
+    by_module: dict[str, list[tuple[EntryState, Codebook]]] = defaultdict(list)
+    for upper, patch in pairs:
+        for entry in patch.module_entries:
+            if not isinstance(entry, CodebookEntry):
+                continue
+            module, book = entry.site.module, entry.codebook
+            for lower, other in by_module[module]:
+                if lower.id != upper.id and (lower.id in asked or upper.id in asked):
+                    yield from _meeting(module, lower, other, upper, book)
+            by_module[module].append((upper, book))
+
+
+def _meeting(
+    module: str, lower: EntryState, below: Codebook, upper: EntryState, above: Codebook
+) -> Iterator[Conflict]:
+    if below.replacement != above.replacement:
+        yield Conflict(
+            kind="replacement", fatal=True, lower=lower.id, upper=upper.id,
+            detail=f"{upper.label} is a codebook of {module} with {above.replacement}, "
+            f"{lower.label} one with {below.replacement}; one module takes one of the two.",
+        )  # fmt: skip
+        return
+    found = meetings(below, above)
+    if not found:
+        return
+    i, j, distance = min(found, key=lambda meeting: meeting[2])
+    before, after = below.radii, merge(below, above).radii[: len(below)]
+    silenced = bool(((before > 0) & (after == 0)).any())
+    told = "For one prompt both have an answer." if silenced else "Both are made smaller there."
+    yield Conflict(
+        kind="overlap", fatal=silenced, lower=lower.id, upper=upper.id,
+        detail=f"{upper.label} and {lower.label} answer prompts near one another differently at "
+        f"{module}: {len(found)} of their balls overlap, the nearest keys are {distance:.3g} apart "
+        f"and their radii {above.radii_before[j]:.3g} and {below.radii_before[i]:.3g}. {told}",
+    )  # fmt: skip

@@ -7,7 +7,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import attrs
 
@@ -19,11 +19,11 @@ BASE = "base"
 _MOST_FOR_SUBSETS = 10
 
 
-def push(state: StackState, entry: EntryState, *, replaces: Sequence[str] = ()) -> StackState:
+def push(state: StackState, entry: EntryState) -> StackState:
     """Put a new entry on top of the applied ones.
 
-    Entries whose ids are in ``replaces`` leave the stack. What the new one was computed on is
-    looked up among the active ones, and recorded in ``depends_on``.
+    Entries that it replaces stay below it and are shadowed while it counts. What it was computed
+    on is looked up among the others that are effective, and recorded in ``depends_on``.
 
     Raises:
         StackConflictError: The patch is in the stack already.
@@ -35,10 +35,9 @@ def push(state: StackState, entry: EntryState, *, replaces: Sequence[str] = ()) 
             patch=entry.id,
         )
     entry = attrs.evolve(entry, depends_on=_dependencies(state, entry))
-    kept = [known for known in state.entries if known.id not in replaces]
-    place = sum(known.id not in replaces for known in state.applied)
-    kept.insert(place, entry)
-    return StackState(entries=kept, position=place + 1)
+    place = state.position
+    entries = (*state.entries[:place], entry, *state.entries[place:])
+    return StackState(entries=entries, position=place + 1)
 
 
 def go_to(state: StackState, position: int) -> StackState:
@@ -108,11 +107,28 @@ def remove(state: StackState, reference: str) -> StackState:
 
 
 def replace(state: StackState, old: str, new: EntryState) -> StackState:
-    """Put ``new`` in the place of ``old``; what stood on ``old`` is stale afterwards."""
+    """Put ``new`` in the place of ``old``; what stood on ``old`` is stale afterwards.
+
+    What replaced ``old`` replaces ``new``.
+    """
     place = state.index(old)
     below = attrs.evolve(state, entries=state.entries[:place], position=min(place, state.position))
     new = attrs.evolve(new, depends_on=_dependencies(below, new))
-    return attrs.evolve(state, entries=(*state.entries[:place], new, *state.entries[place + 1 :]))
+    gone = state.entries[place].id
+    rest = taking_over((*state.entries[:place], *state.entries[place + 1 :]), [gone], [new.id])
+    return attrs.evolve(state, entries=(*rest[:place], new, *rest[place:]))
+
+
+def taking_over(
+    entries: Sequence[EntryState], gone: Collection[str], new: Sequence[str]
+) -> tuple[EntryState, ...]:
+    """Return entries that replace ``new`` where they replaced one of ``gone``."""
+    return tuple(
+        attrs.evolve(entry, replaces=(*entry.replaces, *new))
+        if not set(gone).isdisjoint(entry.replaces)
+        else entry
+        for entry in entries
+    )
 
 
 def check_stale(before: StackState, after: StackState, *, force: bool = False) -> None:
@@ -145,22 +161,22 @@ def _with(
 
 
 def _dependencies(state: StackState, entry: EntryState) -> tuple[str, ...]:
-    """Return the ids of the active entries an entry was computed on; none when they are not there.
+    """Return the ids of the entries an entry was computed on; none when they are not there.
 
     The digest names a set without saying its members: all subsets of a small stack are tried, of a
     larger one its beginnings and ends, the largest first.
     """
     if entry.computed_on is None:
         return ()
-    for chosen in _candidates(state.active):
+    for chosen in _candidates(state.ground_of(entry)):
         if digest_of((e.content_digest, e.scale) for e in chosen) == entry.computed_on:
             return tuple(e.id for e in chosen)
     return ()
 
 
-def _candidates(active: tuple[EntryState, ...]) -> Iterator[tuple[EntryState, ...]]:
-    for count in range(len(active), 0, -1):
-        if len(active) <= _MOST_FOR_SUBSETS:
-            yield from itertools.combinations(active, count)
+def _candidates(ground: tuple[EntryState, ...]) -> Iterator[tuple[EntryState, ...]]:
+    for count in range(len(ground), 0, -1):
+        if len(ground) <= _MOST_FOR_SUBSETS:
+            yield from itertools.combinations(ground, count)
         else:
-            yield from (active[:count], active[-count:])
+            yield from (ground[:count], ground[-count:])

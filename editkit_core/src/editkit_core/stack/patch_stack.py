@@ -1,12 +1,13 @@
 """A stack of patches on a model in memory.
 
-The model's weights are always cast_once(pristine + Σ scale · ΔW) over the active entries, whatever
-the way that led there, and the base's bytes again when the last one goes.
+The model's weights are always cast_once(pristine + Σ scale · ΔW) over the effective entries,
+whatever the way that led there, and the base's bytes again when the last one goes. What acts beside
+the weights is on the model in the order of the stack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -74,14 +75,14 @@ class PatchStack:
         Args:
             model: The model.
             state: What the stack says.
-            patches: The patches by id; those of waiting entries may be missing.
+            patches: The patches by id; those of waiting and shadowed entries may be missing.
             pristine: See the class.
 
         Raises:
             PatchError: A patch does not fit the model.
         """
         stack = cls(model, pristine=pristine)
-        check_base(model, *(patches[entry.id] for entry in state.active))
+        check_base(model, *(patches[entry.id] for entry in state.effective))
         stack._patches = dict(patches)
         stack._become(state)
         return stack
@@ -102,7 +103,7 @@ class PatchStack:
         return len(self._state.entries)
 
     def digest(self) -> str | None:
-        """Return the stack digest of the active entries; None for the bare base."""
+        """Return the stack digest of the effective entries; None for the bare base."""
         return self._state.digest()
 
     def push(
@@ -116,7 +117,8 @@ class PatchStack:
     ) -> StackEntry:
         """Put a patch on top of the applied ones.
 
-        An entry that the patch says it replaces leaves the stack.
+        An entry that the patch says it replaces is shadowed: it stays, and shows again when the
+        patch goes.
 
         Args:
             patch: The patch.
@@ -133,7 +135,7 @@ class PatchStack:
         """
         check_base(self.model, patch)
         entry = entry_of(patch, enabled=enabled, scale=scale, mode=self._mode(patch, mode, scale))
-        state = operations.push(self._state, entry, replaces=patch.header.replaces)
+        state = operations.push(self._state, entry)
         self._patches = {**self._patches, patch.header.id: patch}
         try:
             self._change(state, force)
@@ -141,13 +143,14 @@ class PatchStack:
             self._forget()
         return self.entries[state.index(patch.header.id)]
 
-    def pop(self) -> None:
-        """Unapply the top; it stays in the stack, waiting.
+    def pop(self, *, force: bool = False) -> None:
+        """Unapply the top; it stays in the stack, waiting. What it replaces shows again.
 
         Raises:
             StackError: No patch is applied.
+            StaleEntryError: What shows again does not stand on what it was computed on.
         """
-        self._change(operations.go_to(self._state, self._state.position - 1), force=False)
+        self._change(operations.go_to(self._state, self._state.position - 1), force)
 
     def go_to(self, reference: str, *, force: bool = False) -> None:
         """Apply or unapply until an entry is the top; ``base`` unapplies all.
@@ -230,7 +233,7 @@ class PatchStack:
         missing = [entry.label for entry in state.entries if entry.id not in held]
         if missing:
             raise StackError(f"The patch {missing[0]} is not at hand. Give it with the state.")
-        fresh = [entry.id for entry in state.active if entry.id not in self._patches]
+        fresh = [entry.id for entry in state.effective if entry.id not in self._patches]
         check_base(self.model, *(held[name] for name in fresh))
         self._patches = held
         try:
@@ -267,10 +270,16 @@ class PatchStack:
 
     def _become(self, state: StackState) -> None:
         """Put on and take off what differs, in one change of the model."""
-        before = {entry.id: entry for entry in self._state.active}
-        after = {entry.id: entry for entry in state.active}
-        gone = [name for name, entry in before.items() if not _same_effect(entry, after.get(name))]
-        new = [entry for name, entry in after.items() if not _same_effect(entry, before.get(name))]
+        before = {entry.id: entry for entry in self._state.effective}
+        after = {entry.id: entry for entry in state.effective}
+        again = _out_of_order(self._beside(before.values()), self._beside(after.values()))
+        kept = {
+            name
+            for name, entry in after.items()
+            if name not in again and _same_effect(entry, before.get(name))
+        }
+        gone = [name for name in before if name not in kept]
+        new = [entry for name, entry in after.items() if name not in kept]
         wanted = [Wanted(patch=self._patches[e.id], mode=e.mode, scale=e.scale) for e in new]
         tokens = self.model.ledger.change(
             add=wanted,
@@ -282,9 +291,23 @@ class PatchStack:
         self._tokens.update(zip((entry.id for entry in new), tokens, strict=True))
         self._state = state
 
+    def _beside(self, entries: Iterable[EntryState]) -> list[EntryState]:
+        """Return the entries that act beside the weights, where order matters."""
+        return [entry for entry in entries if self._patches[entry.id].module_entries]
+
     def _forget(self) -> None:
         held = {entry.id for entry in self._state.entries}
         self._patches = {name: patch for name, patch in self._patches.items() if name in held}
+
+
+def _out_of_order(before: Sequence[EntryState], after: Sequence[EntryState]) -> set[str]:
+    """Return the ids that must come off and on again: all from where the two first differ."""
+    same = 0
+    for old, new in zip(before, after, strict=False):
+        if old.id != new.id or not _same_effect(old, new):
+            break
+        same += 1
+    return {entry.id for entry in (*before[same:], *after[same:])}
 
 
 def _same_effect(left: EntryState, right: EntryState | None) -> bool:

@@ -22,6 +22,7 @@ from editkit_core.types import EditContext, Progress, SilentProgress
 
 if TYPE_CHECKING:
     from editkit_core.api import Editor
+    from editkit_core.patch.artifact import EditorArtifact
     from editkit_core.patch.format import Patch
 
 
@@ -47,17 +48,23 @@ def rebase(
     *,
     references: Sequence[str] | None = None,
     statistics_dir: Path | None = None,
+    trained: EditorArtifact | None = None,
     progress: Progress | None = None,
 ) -> Rebased:
-    """Compute entries again, bottom first, each on the active entries below it.
+    """Compute entries again, bottom first, each on what counts below it.
+
+    What an entry replaces does not count there: it holds the edits of that one too, and all of them
+    are computed again.
 
     Args:
         editor: The base, without patches. It is left so.
         state: The stack.
         patches: Its patches by id.
-        references: What to compute again; None means every active entry that is stale, or becomes
-            so because one below it was computed again.
+        references: What to compute again; None means every effective entry that is stale, or
+            becomes so because one below it was computed again.
         statistics_dir: Folder of key statistics; the user's cache folder by default.
+        trained: The trained editor of the entries whose method needs one; others are computed
+            without it.
         progress: Where long work reports to.
 
     Raises:
@@ -66,12 +73,17 @@ def rebase(
         EditkitError: The method is not installed, or cannot compute the edit.
     """
     named = None if references is None else {state.entry(r).id for r in references}
+    context = EditContext(
+        statistics_dir=statistics_dir, editor=trained, progress=progress or SilentProgress()
+    )
     held, made, replaced = dict(patches), dict[str, "Patch"](), dict[str, str]()
-    for entry in state.active:
-        place = state.index(entry.id)
-        if not (entry.id in named if named is not None else state.is_stale(entry)):
+    for name in [entry.id for entry in state.active]:
+        place = state.index(name)
+        entry = state.entries[place]
+        stale = state.is_stale(entry) and entry.id not in state.shadowed
+        if not (entry.id in named if named is not None else stale):
             continue
-        patch = _computed_again(editor, state, place, held, statistics_dir, progress)
+        patch = _computed_again(editor, state, place, held, context)
         held[patch.header.id] = made[patch.header.id] = patch
         replaced[entry.id] = patch.header.id
         again = entry_of(patch, enabled=entry.enabled, scale=entry.scale, mode=entry.mode)
@@ -84,18 +96,19 @@ def _computed_again(
     state: StackState,
     place: int,
     patches: Mapping[str, Patch],
-    statistics_dir: Path | None,
-    progress: Progress | None,
+    context: EditContext,
 ) -> Patch:
     entry = state.entries[place]
     old = patches[entry.id]
     _check_computable(entry, old)
-    below = StackState(entries=state.entries[:place], position=place)
-    context = EditContext(
+    ground = state.ground_of(entry)
+    below = StackState(entries=ground, position=len(ground))
+    trained = context.editor
+    context = attrs.evolve(
+        context,
         seed=old.header.seed,
         locate=old.header.environment.get("locate", "preset"),
-        statistics_dir=statistics_dir,
-        progress=progress or SilentProgress(),
+        editor=trained if trained and trained.method.name == old.header.method.name else None,
     )
     with PatchStack.restore(editor.model, below, patches):
         new = editor.run(
@@ -104,8 +117,9 @@ def _computed_again(
             params=dict(old.header.params),
             context=context,
         ).patch
+    replaces = dict.fromkeys((old.header.id, *entry.replaces, *new.header.replaces))
     header = attrs.evolve(
-        new.header, name=old.header.name, replaces=(old.header.id,), licence=old.header.licence
+        new.header, name=old.header.name, replaces=tuple(replaces), licence=old.header.licence
     )
     return attrs.evolve(new, header=seal(header))
 

@@ -1,19 +1,22 @@
 """What a stack says: its patches from the bottom up, which are applied, and how.
 
-The first ``position`` entries are *applied*; of these the enabled ones are *active*: the model is
-the base plus the active ones. The others wait above. Values only; nothing here imports torch.
+The first ``position`` entries are *applied*; of these the enabled ones are *active*. The others
+wait above. An active entry that another active one replaces is *shadowed*; the rest are
+*effective*: the model is the base plus these. Values only; nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
 
 from editkit_core.errors import InvalidParameterError, UnknownEntryError, did_you_mean
 from editkit_core.patch.digests import digest_of
+from editkit_core.patch.replacing import replaced_by
 
 if TYPE_CHECKING:
     from editkit_core.patch.format import Patch
@@ -35,6 +38,8 @@ class EntryState:
         mode: ``merge`` into the weights, or ``overlay`` as a side path.
         computed_on: Stack digest it was computed on; None for the bare base.
         depends_on: Ids of the patches of this stack that make up that digest.
+        replaces: Ids of the patches that it replaces.
+        extends: Whether it holds all of what it replaces, so what stands on those stands on it.
     """
 
     id: str
@@ -46,6 +51,8 @@ class EntryState:
     mode: Mode = attrs.field(default="merge")
     computed_on: str | None = None
     depends_on: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    extends: bool = False
 
     @scale.validator
     def _check_scale(self, _: object, value: float) -> None:
@@ -101,10 +108,21 @@ class StackState:
         """The applied entries, bottom first, enabled or not."""
         return self.entries[: self.position]
 
-    @property
+    @cached_property
     def active(self) -> tuple[EntryState, ...]:
         """The applied and enabled entries, bottom first."""
         return tuple(entry for entry in self.applied if entry.enabled)
+
+    @cached_property
+    def shadowed(self) -> frozenset[str]:
+        """Ids of the patches that an active entry replaces, also through one another."""
+        return frozenset(self._replaced_by(self.active))
+
+    @cached_property
+    def effective(self) -> tuple[EntryState, ...]:
+        """The active entries that no other one replaces, bottom first."""
+        shadowed = self.shadowed
+        return tuple(entry for entry in self.active if entry.id not in shadowed)
 
     @property
     def top(self) -> EntryState | None:
@@ -112,8 +130,8 @@ class StackState:
         return self.applied[-1] if self.position else None
 
     def digest(self) -> str | None:
-        """Return the stack digest of the active entries; None for the bare base."""
-        return digest_of((entry.content_digest, entry.scale) for entry in self.active)
+        """Return the stack digest of the effective entries; None for the bare base."""
+        return digest_of((entry.content_digest, entry.scale) for entry in self.effective)
 
     def index(self, reference: str) -> int:
         """Return the place of an entry, counted from 0 at the bottom.
@@ -152,22 +170,39 @@ class StackState:
         """Return the entry that :meth:`index` finds."""
         return self.entries[self.index(reference)]
 
+    def ground_of(self, entry: EntryState) -> tuple[EntryState, ...]:
+        """Return the active entries that an entry stands on, bottom first.
+
+        They are below it and neither replaced by it nor shadowed. What an entry above it extends
+        still counts: that one holds all of it. For an entry that is not active all are below it.
+        """
+        active = self.active
+        place = next((i for i, other in enumerate(active) if other.id == entry.id), len(active))
+        others = [*active[:place], *(other for other in active[place:] if not other.extends)]
+        gone = self._replaced_by([entry, *others])
+        return tuple(other for other in active[:place] if other.id not in gone)
+
     def is_stale(self, entry: EntryState) -> bool:
         """Say whether an entry does not stand on the patches it was computed on.
 
-        It does when those are active, below it and scaled as they were; others may be there too.
+        It does when those are effective, below it and scaled as they were; others may be there
+        too.
         """
         if entry.computed_on is None:
             return False
-        below = self.active[: self.active.index(entry)] if entry in self.active else self.active
-        standing = [e for e in below if e.id in entry.depends_on]
+        standing = [e for e in self.ground_of(entry) if e.id in entry.depends_on]
         found = digest_of((e.content_digest, e.scale) for e in standing)
         return found != entry.computed_on
 
-    @property
+    @cached_property
     def stale(self) -> tuple[EntryState, ...]:
-        """The active entries that do not stand on what they were computed on."""
-        return tuple(entry for entry in self.active if self.is_stale(entry))
+        """The effective entries that do not stand on what they were computed on."""
+        return tuple(entry for entry in self.effective if self.is_stale(entry))
+
+    def _replaced_by(self, entries: Iterable[EntryState]) -> set[str]:
+        known = {entry.id: entry.replaces for entry in self.entries}
+        given = {entry.id: entry.replaces for entry in entries}
+        return replaced_by(given, known | given)
 
 
 def entry_of(
@@ -175,11 +210,21 @@ def entry_of(
     *,
     enabled: bool = True,
     scale: float = 1.0,
-    mode: Mode = "merge",
+    mode: Mode | None = None,
     file_sha256: str = "",
 ) -> EntryState:
-    """Return a patch's entry, before it is in a stack."""
+    """Return a patch's entry, before it is in a stack.
+
+    Args:
+        patch: The patch.
+        enabled: Whether it counts when it is applied.
+        scale: Factor on its change.
+        mode: How it is realised; None takes ``merge``, or ``overlay`` where it changes no weight.
+        file_sha256: Digest of its file.
+    """
     header = patch.header
+    if mode is None:
+        mode = "merge" if patch.weight_entries else "overlay"
     return EntryState(
         id=header.id,
         name=header.name,
@@ -189,6 +234,8 @@ def entry_of(
         scale=scale,
         mode=mode,
         computed_on=header.computed_on,
+        replaces=header.replaces,
+        extends=bool(header.replaces) and not patch.weight_entries,
     )
 
 

@@ -20,7 +20,7 @@ Read = Callable[[EntryState], "Patch"]
 
 def merged_entries(state: StackState) -> dict[str, EntryState]:
     """Return the entries that are merged into the weights, by id."""
-    return {entry.id: entry for entry in state.active if entry.mode == "merge"}
+    return {entry.id: entry for entry in state.effective if entry.mode == "merge"}
 
 
 def next_results(
@@ -41,8 +41,9 @@ def next_results(
 
     Raises:
         BaseMismatchError: A patch that is new to the stack does not fit the base.
-        ApplyError: A weight would overflow.
+        ApplyError: A weight would overflow, or an entry cannot be realised as is said.
     """
+    _check_realisable(before, after, read)
     old, new = merged_entries(before), merged_entries(after)
     changed = {key for key in old.keys() | new.keys() if not _same(old.get(key), new.get(key))}
     arrived = [read(new[key]) for key in sorted(changed & new.keys())]
@@ -107,7 +108,7 @@ def stored_names(source: CheckpointSource, patches: Iterable[Patch]) -> dict[str
     """
     found: dict[str, set[str]] = {}
     for patch in patches:
-        for entry in patch.entries:
+        for entry in patch.weight_entries:
             name = source.locate(entry.site.parameter)[1].name
             found.setdefault(name, set()).add(patch.header.id)
     return found
@@ -122,6 +123,16 @@ def check_fit(source: CheckpointSource, patches: Iterable[Patch]) -> None:
     from editkit_core.patch.checkpoint_change import changes
 
     changes(source, [(patch, 0.0) for patch in patches])  # a factor of 0 leaves only the checks
+
+
+def _check_realisable(before: StackState, after: StackState, read: Read) -> None:
+    """Check mode and scale of what is new or has other ones."""
+    from editkit_core.patch.module_level import check_realisable
+
+    known = {(entry.id, entry.mode, entry.scale) for entry in before.entries}
+    for entry in after.entries:
+        if (entry.id, entry.mode, entry.scale) not in known:
+            check_realisable(read(entry), entry.mode, entry.scale)
 
 
 def _same(old: EntryState | None, new: EntryState | None) -> bool:

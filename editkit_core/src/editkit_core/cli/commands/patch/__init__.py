@@ -6,7 +6,7 @@ import click
 
 from editkit_core.cli.commands.patch.comparing import diff, lint
 from editkit_core.cli.commands.patch.folders import apply, revert
-from editkit_core.cli.commands.patch.parts import fold, split
+from editkit_core.cli.commands.patch.parts import drop, fold, split
 from editkit_core.cli.commands.patch.showing import show, verify
 
 
@@ -15,5 +15,5 @@ def command() -> None:
     """Show, check, compare, apply and revert patch files."""
 
 
-for _one in (apply, diff, fold, lint, revert, show, split, verify):
+for _one in (apply, diff, drop, fold, lint, revert, show, split, verify):
     command.add_command(_one)

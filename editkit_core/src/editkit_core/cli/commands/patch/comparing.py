@@ -12,7 +12,7 @@ from editkit_core.cli.commands.patch.reading import echo, file_argument, read_pa
 from editkit_core.cli.output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from editkit_core.patch.diff import PatchDiff, TensorDiff
+    from editkit_core.patch.diff import ModuleDiff, PatchDiff, TensorDiff
     from editkit_core.patch.lint import Finding
 
 
@@ -40,6 +40,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     _print_fields(found)
     _print_edits(found)
     _print_tensors(found)
+    _print_modules(found)
     _print_conflicts(found)
 
 
@@ -66,6 +67,8 @@ def _print_edits(found: PatchDiff) -> None:
 
 
 def _print_tensors(found: PatchDiff) -> None:
+    if not found.tensors:
+        return
     rows = [
         (
             tensor.parameter,
@@ -78,6 +81,22 @@ def _print_tensors(found: PatchDiff) -> None:
         for tensor in found.tensors
     ]
     print_table(None, ("weight", "", "ranks", "norms", "cosine", "difference"), rows)
+
+
+def _print_modules(found: PatchDiff) -> None:
+    rows = [
+        (part.module, part.kind, part.state, short(part.first), short(part.second), _shared(part))
+        for part in found.modules
+    ]
+    if rows:
+        print_table(None, ("module", "kind", "", "first", "second", "rows"), rows)
+
+
+def _shared(part: ModuleDiff) -> str:
+    if part.rows is None:
+        return ""
+    both, first, second = part.rows
+    return f"{both} in both, {first} only in the first, {second} only in the second"
 
 
 def _difference(tensor: TensorDiff) -> str:

@@ -1,4 +1,4 @@
-"""``editkit patch fold`` and ``split``: several patches in one file, and apart again."""
+"""``editkit patch fold``, ``split`` and ``drop``: several patches in one file, and apart again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from editkit_core.patch.folded_base import Scaled
     from editkit_core.patch.format import Patch
 
+_MOST_DIGITS = 4
 scale_option = click.option(
     "--scale",
     "scales",
@@ -125,6 +126,45 @@ def split(
         echo(f"{'Would write' if dry_run else 'Wrote'} {path}{name}")
 
 
+@click.command("drop")
+@file_argument
+@click.argument("edits", metavar="EDIT...", nargs=-1, required=True)
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The new file.")
+@force_option
+@dry_run_option
+@json_option
+def drop(
+    file: Path, edits: tuple[str, ...], out: Path, force: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Write a codebook patch without some of its edits; the others answer as before.
+
+    An EDIT is a request's id, its subject, or its number in `editkit patch show`. The new patch
+    replaces the old one where both are in a stack.
+    """
+    from editkit_core.patch.dropping import edit_named, without
+    from editkit_core.patch.io import to_pieces
+
+    patch = read_patch(file)
+    gone = [edit_named(patch, _numbered(edit)) for edit in edits]
+    rest = without(patch, gone)
+    if not dry_run:
+        rest.save(out, force=force)
+    told = _told(out, rest, sum(map(len, to_pieces(rest))))
+    told |= {"edits": len(rest.header.edits), "dropped": [edit.id or edit.text for edit in gone]}
+    if as_json:
+        print_json({"dry_run": dry_run, **told})
+        return
+    for edit in gone:
+        echo(f"{'Would drop' if dry_run else 'Dropped'} {edit.text} -> {edit.target_new}")
+    verb = "Would write" if dry_run else "Wrote"
+    echo(f"{verb} {out} ({human_bytes(told['bytes'])}): {told['edits']} edits in {rest.id}.")
+
+
+def _numbered(edit: str) -> str:
+    """Write a small bare number as ``#N``: a shell takes what begins with ``#`` for a comment."""
+    return f"#{edit}" if edit.isdecimal() and len(edit) <= _MOST_DIGITS else edit
+
+
 def _read(files: Sequence[Path], factors: Mapping[Path, float]) -> list[Scaled]:
     return [(read_patch(file), factors.get(file, 1.0)) for file in files]
 
@@ -164,7 +204,7 @@ def _ranks(parts: Sequence[Scaled], whole: Patch) -> dict[str, list[int]]:
     def counted(patches: Sequence[Patch]) -> dict[str, int]:
         made: dict[str, int] = {}
         for patch in patches:
-            for entry in patch.entries:
+            for entry in patch.weight_entries:
                 name = entry.site.parameter
                 made[name] = made.get(name, 0) + (entry.rank or 0)
         return made

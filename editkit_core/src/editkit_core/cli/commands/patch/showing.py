@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,17 @@ if TYPE_CHECKING:
 @file_argument
 @json_option
 def show(file: Path, as_json: bool) -> None:
-    """Say what a patch does, what it fits and who made it. Reads it strictly; needs no model."""
+    """Say what a patch does, what it fits and who made it. Reads it strictly; needs no model.
+
+    Of a trained editor it says what it was trained for and on.
+    """
+    from editkit_core.cli.commands.patch.editors import show_editor
+    from editkit_core.patch.artifact_io import is_editor
     from editkit_core.patch.describe import describe
 
+    if is_editor(file):
+        show_editor(file, as_json=as_json)
+        return
     described = describe(read_patch(file)) | {"file_bytes": file.stat().st_size}
     if as_json:
         print_json(described)
@@ -42,15 +51,23 @@ def _show(file: Path, it: dict[str, Any]) -> None:  # Any: JSON values
     echo(f"  seed     {it['seed']}, {it['contexts']} contexts")
     edits = [
         (
+            f"#{number}",
             e["prompt"].replace("{}", e["subject"]),
             e["subject"],
             e.get("target_true") or "",
             e["target_new"],
         )
-        for e in it["edits"]
+        for number, e in enumerate(it["edits"], start=1)
     ]
-    print_table(None, ("prompt", "subject", "was", "now"), edits)
-    entries = [
+    print_table(None, ("", "prompt", "subject", "was", "now"), edits)
+    _show_weights([e for e in it["entries"] if e["level"] == "weight"])
+    _show_modules([e for e in it["entries"] if e["level"] == "module"])
+    if it["replaces"]:
+        echo(f"  replaces {', '.join(it['replaces'])}")
+
+
+def _show_weights(entries: Sequence[dict[str, Any]]) -> None:  # Any: JSON values
+    rows = [
         (
             e["kind"],
             e["parameter"],
@@ -59,9 +76,32 @@ def _show(file: Path, it: dict[str, Any]) -> None:  # Any: JSON values
             f"{e['norm']:.4g}",
             f"{100 * e['relative_norm']:.2f} %" if e["relative_norm"] else "",
         )
-        for e in it["entries"]
+        for e in entries
     ]
-    print_table(None, ("kind", "weight", "shape", "rank", "norm", "of the weight's"), entries)
+    if rows:
+        print_table(None, ("kind", "weight", "shape", "rank", "norm", "of the weight's"), rows)
+
+
+def _show_modules(entries: Sequence[dict[str, Any]]) -> None:  # Any: JSON values
+    """Print what acts beside the weights; each kind has facts of its own."""
+    own = {"kind", "level", "module", "parameter", "role", "layer", "token", "shape", "norm"}
+    rows = [
+        (
+            e["kind"],
+            e["module"],
+            " x ".join(map(str, e["shape"])),
+            ", ".join(f"{k} {_plain(v)}" for k, v in e.items() if k not in own and k != "bytes"),
+        )
+        for e in entries
+    ]
+    if rows:
+        print_table(None, ("kind", "module", "shape", "facts"), rows)
+
+
+def _plain(value: Any) -> str:  # Any: JSON values
+    if isinstance(value, list):
+        return " to ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @click.command("verify")

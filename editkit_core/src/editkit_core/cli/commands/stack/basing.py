@@ -49,7 +49,7 @@ def load_stacked(
     from editkit_core.patch.fingerprint import check_base
     from editkit_core.stack.patch_stack import PatchStack
 
-    patches = {entry.id: store.patch(entry) for entry in store.state.active}
+    patches = {entry.id: store.patch(entry) for entry in store.state.effective}
     editor = load_base(store, **options)
     if mode == "auto":  # a model that the patches were not made for cannot be asked for modes
         check_base(editor.model, *patches.values())
@@ -65,7 +65,7 @@ def load_stacked(
 
 def _mode(editor: Editor, entry: EntryState, patch: Patch, mode: str) -> Mode:
     if mode != "auto":
-        return cast("Mode", mode)
+        return cast("Mode", mode) if patch.weight_entries else "overlay"
     if entry.mode == "overlay":
         return "overlay"
     import logging

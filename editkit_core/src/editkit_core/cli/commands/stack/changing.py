@@ -8,6 +8,7 @@ is one step of the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -31,12 +32,14 @@ class How:
         rebase: Compute stale patches again.
         dry_run: Write nothing.
         as_json: Tell it to a program.
+        trained: File of the trained editor that patches are computed again with.
     """
 
     force: bool = False
     rebase: bool = False
     dry_run: bool = False
     as_json: bool = False
+    trained: Path | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -102,7 +105,9 @@ def change(
                 before, after, store.patch, force=how.force
             )  # before the work, not after it
             generation = store.generation
-            after, replaced = computed_again(store, after, awaiting, silent=how.as_json)
+            after, replaced = computed_again(
+                store, after, awaiting, trained=how.trained, silent=how.as_json
+            )
             operation, awaiting = _to(after), ()
 
     def checked(found: StackState) -> StackState:

@@ -89,7 +89,9 @@ def check(files: tuple[Path, ...], folder: Path, threshold: float | None, as_jso
         print_table(None, ("what", "refused", "patches", "detail"), rows)
         click.echo(_advice(state, conflicts))
     else:
-        click.echo(f"No conflicts and nothing stale among {len(state.active)} patches that count.")
+        click.echo(
+            f"No conflicts and nothing stale among {len(state.effective)} patches that count."
+        )
     if fatal:
         raise SystemExit(_CONFLICT)
 
@@ -104,7 +106,7 @@ def _with_files(store: StackStore, files: Sequence[Path]) -> StackState:
     if patches:
         check_fit(store.source(), patches)
     for patch in patches:
-        state = push(state, keep(store, patch), replaces=patch.header.replaces)
+        state = push(state, keep(store, patch))
     return state
 
 

@@ -37,7 +37,7 @@ def refuse_contradiction(
         method=MethodRef(name="none", dist="editkit-core", version="0"),
         base=BaseFingerprint(model="any", tensors={}), edits=tuple(requests),
     )  # fmt: skip
-    pairs = [(entry, store.patch(entry)) for entry in store.state.active]
+    pairs = [(entry, store.patch(entry)) for entry in store.state.effective]
     planned = (EntryState(id=_NEW, content_digest=""), Patch(header=header, entries=()))
     check_conflicts([*pairs, planned], {_NEW}, force=force)
 

@@ -117,7 +117,7 @@ def _change(
     folder: Path,
     references: Sequence[str],
     operation: Callable[[StackState, str], StackState],
-    options: Mapping[str, bool],
+    options: Mapping[str, Any],  # Any: the fields of How
     words: tuple[str, str],
     more: str = "",
 ) -> None:

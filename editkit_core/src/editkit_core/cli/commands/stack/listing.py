@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from editkit_core.cli.output import print_table, printable
 from editkit_core.errors import EditkitError
+from editkit_core.patch.fold_record import FOLD
 
 if TYPE_CHECKING:
     from editkit_core.patch.header import PatchHeader
@@ -42,12 +43,14 @@ def plain_entry(state: StackState, entry: EntryState) -> Json:
         "applied": entry in state.applied,
         "enabled": entry.enabled,
         "active": entry in state.active,
+        "shadowed": entry.id in state.shadowed,
         "top": entry == state.top,
         "stale": entry in state.stale,
         "scale": entry.scale,
         "mode": entry.mode,
         "computed_on": entry.computed_on,
         "depends_on": list(entry.depends_on),
+        "replaces": list(entry.replaces),
         "content_digest": entry.content_digest,
         "file_sha256": entry.file_sha256,
     }
@@ -73,9 +76,12 @@ def summary(state: StackState) -> str:
     if not state.entries:
         return "The stack is empty."
     disabled = len(state.applied) - len(state.active)
+    replaced = len(state.active) - len(state.effective)
     said = f"{state.position} of {len(state.entries)} applied"
     if disabled:
         said += f", {disabled} of them disabled"
+    if replaced:
+        said += f", {replaced} of them replaced by newer ones"
     top = f", top {printable(state.top.label)}" if state.top else ""
     return f"{said}{top}."
 
@@ -89,11 +95,15 @@ def warning(state: StackState) -> str:
 
 
 def _edits(header: PatchHeader) -> str:
-    """Return what a patch says, in one line: its first request, and how many more there are."""
+    """Return what a patch says, in one line: one request, and how many more there are.
+
+    It is the first; of a patch that holds earlier ones the last, which is what it adds to them.
+    """
     if not header.edits:
         return "no requests"
-    first, more = header.edits[0], len(header.edits) - 1
-    return f"{first.text} -> {first.target_new}" + (f" (+{more} more)" if more else "")
+    adds = bool(header.replaces) and header.method.name != FOLD
+    shown, more = header.edits[-1 if adds else 0], len(header.edits) - 1
+    return f"{shown.text} -> {shown.target_new}" + (f" (+{more} more)" if more else "")
 
 
 def says(store: StackStore, entry: EntryState) -> str:
@@ -110,6 +120,8 @@ def _standing(state: StackState, entry: EntryState) -> str:
         words.append("top")
     if not entry.enabled:
         words.append("disabled")
+    if entry in state.active and entry.id in state.shadowed:
+        words.append("shadowed")
     if entry.scale != 1:
         words.append(f"scale {entry.scale:g}")
     if entry.mode != "merge":

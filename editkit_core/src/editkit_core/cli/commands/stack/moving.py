@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 @click.option(
     "--mode",
     type=click.Choice(["merge", "overlay"]),
-    default="merge",
-    show_default=True,
-    help="Write it into the weights, or keep it as a side path.",
+    help="Write it into the weights (the default), or keep it beside them. A codebook is always "
+    "beside them.",
 )
 @click.option("--disabled", is_flag=True, help="Add it without letting it count yet.")
 @force_option
@@ -48,7 +47,7 @@ def push(
     folder: Path,
     everything: bool,
     scale: float,
-    mode: Mode,
+    mode: Mode | None,
     disabled: bool,
     force: bool,
     rebase: bool,
@@ -59,7 +58,7 @@ def push(
     how = How(force=force, rebase=rebase, dry_run=dry_run, as_json=as_json)
     if files and everything:
         raise click.UsageError("Give patch files, or --all for those that wait.")
-    if not files and (scale != 1 or mode != "merge" or disabled):
+    if not files and (scale != 1 or mode or disabled):
         raise click.UsageError(
             "--scale, --mode and --disabled go with a patch file. For a patch that is in the stack "
             "already there are `editkit stack scale`, `mode` and `disable`."
@@ -75,11 +74,18 @@ def push(
 @click.command("pop", short_help="Unapply the top patch.")
 @stack_option
 @click.option("--all", "-a", "everything", is_flag=True, help="Unapply all.")
+@force_option
+@rebase_option
 @dry_run_option
 @json_option
-def pop(folder: Path, everything: bool, dry_run: bool, as_json: bool) -> None:
-    """Unapply the top patch. It stays in the stack and waits; `remove` takes it out."""
-    how = How(dry_run=dry_run, as_json=as_json)
+def pop(
+    folder: Path, everything: bool, force: bool, rebase: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Unapply the top patch. It stays in the stack and waits; `remove` takes it out.
+
+    A patch that the top one replaces shows again.
+    """
+    how = How(force=force, rebase=rebase, dry_run=dry_run, as_json=as_json)
     _go(open_store(folder), lambda s: 0 if everything else s.position - 1, how)
 
 

@@ -51,7 +51,7 @@ def push_patches(
     *,
     enabled: bool = True,
     scale: float = 1.0,
-    mode: Mode = "merge",
+    mode: Mode | None = None,
 ) -> None:
     """Put patches on top of a stack, all of them or none, and say so."""
     changed, labels = pushed(store, patches, how, enabled=enabled, scale=scale, mode=mode)
@@ -65,7 +65,7 @@ def pushed(
     *,
     enabled: bool = True,
     scale: float = 1.0,
-    mode: Mode = "merge",
+    mode: Mode | None = None,
 ) -> tuple[Changed, str]:
     """Put patches on top of a stack, all of them or none; say what they are called there.
 
@@ -75,7 +75,7 @@ def pushed(
         how: What is accepted.
         enabled: Whether they count at once.
         scale: Factor on their change.
-        mode: How they are realised.
+        mode: How they are realised; None merges what changes weights.
 
     Raises:
         BaseMismatchError: One was made for another base.
@@ -86,20 +86,22 @@ def pushed(
     from editkit_core.stack.store.results import check_fit
 
     check_fit(store.source(), [patch for _, patch in patches])  # patches compare on one base only
-    entries = [
-        attrs.evolve(
-            keep(store, patch),
-            name=_name(store.state, patch, called),
-            enabled=enabled,
-            scale=scale,
-            mode=mode,
+    entries = []
+    for called, patch in patches:
+        entry = keep(store, patch)
+        entries.append(
+            attrs.evolve(
+                entry,
+                name=_name(store.state, patch, called),
+                enabled=enabled,
+                scale=scale,
+                mode=mode or entry.mode,
+            )
         )
-        for called, patch in patches
-    ]
 
     def operation(state: StackState) -> StackState:
-        for entry, (_, patch) in zip(entries, patches, strict=True):
-            state = operations.push(state, entry, replaces=patch.header.replaces)
+        for entry in entries:
+            state = operations.push(state, entry)
         return state
 
     labels = ", ".join(entry.label for entry in entries)

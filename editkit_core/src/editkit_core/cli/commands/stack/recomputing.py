@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -31,19 +32,26 @@ def patches_of(store: StackStore, entries: Iterable[EntryState]) -> dict[str, Pa
 
 
 def computed_again(
-    store: StackStore, state: StackState, ids: Sequence[str], *, silent: bool
+    store: StackStore,
+    state: StackState,
+    ids: Sequence[str],
+    *,
+    trained: Path | None = None,
+    silent: bool,
 ) -> tuple[StackState, Mapping[str, str]]:
     """Compute patches again on what lies below them, and then those that stand on them.
 
     Their files are kept in the store. The former ids are the keys of the second value.
     """
+    from editkit_core.patch.artifact import EditorArtifact
     from editkit_core.stack.rebase import rebase
 
+    artifact = None if trained is None else EditorArtifact.load(trained)
     editor, replaced = load_base(store), dict[str, str]()
     with progress_bar(off=silent) as bar:
         while ids:
             patches = patches_of(store, state.active)
-            done = rebase(editor, state, patches, references=ids, progress=bar)
+            done = rebase(editor, state, patches, references=ids, trained=artifact, progress=bar)
             state = _with_files(store, state, done)
             replaced |= done.replaced
             made = set(replaced.values())

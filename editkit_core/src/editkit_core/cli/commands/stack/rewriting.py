@@ -30,17 +30,28 @@ if TYPE_CHECKING:
 @click.command("rebase", short_help="Compute stale patches again.")
 @click.argument("references", metavar="[PATCH]...", nargs=-1, type=patch_reference)
 @stack_option
+@click.option(
+    "--editor",
+    "trained",
+    type=click.Path(path_type=Path),
+    help="The trained editor, for patches of a method that edits with one.",
+)
 @force_option
 @dry_run_option
 @json_option
 def rebase(
-    references: tuple[str, ...], folder: Path, force: bool, dry_run: bool, as_json: bool
+    references: tuple[str, ...],
+    folder: Path,
+    trained: Path | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Compute stale patches, or those named, again on the patches that are now below them.
 
     A patch holds its requests, parameters and seed; its method must be installed.
     """
-    how = How(force=force, rebase=True, dry_run=dry_run, as_json=as_json)
+    how = How(force=force, rebase=True, dry_run=dry_run, as_json=as_json, trained=trained)
     store = open_store(folder)
     state = store.state
     chosen = [state.entry(reference) for reference in references] or list(state.stale)
@@ -81,8 +92,8 @@ def fold(
     state = store.state
     chosen = _foldable(state, references)
     ids = {entry.id for entry in chosen}
-    patches = patches_of(store, state.active)
-    below = [(patches[e.id], e.scale) for e in state.active if e.id not in ids]
+    patches = patches_of(store, state.effective)
+    below = [(patches[e.id], e.scale) for e in state.effective if e.id not in ids]
     parts = [(patches[entry.id], entry.scale) for entry in chosen]
     made = folded(parts, name=name, compress=compress, below=below)
     new = attrs.evolve(keep(store, made), mode=chosen[0].mode)
@@ -127,12 +138,15 @@ def _foldable(state: StackState, references: Sequence[str]) -> list[EntryState]:
         StackError: There are fewer than two, one does not count, or their modes differ.
     """
     named = {state.entry(reference).id for reference in references}
-    chosen = [entry for entry in state.entries if entry.id in named] or list(state.active)
-    idle = [entry for entry in chosen if entry not in state.active]
+    chosen = [entry for entry in state.entries if entry.id in named] or list(state.effective)
+    idle = [entry for entry in chosen if entry not in state.effective]
     if idle:
+        why = "is not applied and enabled"
+        if idle[0].id in state.shadowed:
+            why = "is replaced by a newer patch"
         raise StackError(
-            f"{idle[0].label} is not applied and enabled, so folding it in would change what the "
-            "model says. Apply and enable it first, or leave it out."
+            f"{idle[0].label} {why}, so folding it in would change what the model says. Apply and "
+            "enable it first, or leave it out."
         )
     if len(chosen) < 2:
         raise StackError(
@@ -167,6 +181,8 @@ def _substituted(state: StackState, gone: Sequence[str], new: Sequence[EntryStat
     from editkit_core.stack import operations
     from editkit_core.stack.state import StackState
 
+    made = [entry.id for entry in new]
+    state = attrs.evolve(state, entries=operations.taking_over(state.entries, gone, made))
     place = min(state.index(name) for name in gone)
     below = StackState(entries=state.entries[:place], position=place)
     for entry in new:
