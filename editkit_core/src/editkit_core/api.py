@@ -19,12 +19,15 @@ import attrs
 from editkit_core import params as parameters
 from editkit_core.efficiency import Stage, measured
 from editkit_core.errors import (
+    EditorMissingError,
     InvalidParameterError,
     InvalidRequestError,
     PluginError,
+    TrainingError,
     UnsupportedModelError,
 )
 from editkit_core.host import Host
+from editkit_core.memo import Memo
 from editkit_core.models.editable import EditableModel
 from editkit_core.session import Session
 from editkit_core.types import (
@@ -41,9 +44,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from editkit_core.data.dataset import DataSet
     from editkit_core.metrics.report import Report
     from editkit_core.numerics.tracing_result import TraceResult
     from editkit_core.patch.apply import AppliedPatch
+    from editkit_core.patch.artifact import EditorArtifact
     from editkit_core.patch.format import Patch
     from editkit_core.patch.pristine import PristineSource
     from editkit_core.stack.patch_stack import PatchStack
@@ -79,6 +84,7 @@ class Editor:
     def __init__(self, model: EditableModel, host: Host | None = None) -> None:
         self.model = model
         self.host = host or Host()
+        self.memo = Memo()
 
     @classmethod
     def from_pretrained(
@@ -155,6 +161,7 @@ class Editor:
         seed: int = 0,
         locate: LocateStrategy = "preset",
         statistics_dir: Path | None = None,
+        editor: EditorArtifact | str | Path | None = None,
         progress: Progress | None = None,
     ) -> Patch:
         """Compute a patch for one or more facts. The model is left as it was.
@@ -167,6 +174,7 @@ class Editor:
             seed: Seed of every random choice; equal seeds give equal patches.
             locate: ``preset`` uses the parameters' layer, ``trace`` causal tracing.
             statistics_dir: Folder of key statistics; the user's cache folder by default.
+            editor: What :meth:`train` gave, or its file or folder, for methods that train.
             progress: Where long work reports to.
 
         Raises:
@@ -176,6 +184,7 @@ class Editor:
             seed=seed,
             locate=locate,
             statistics_dir=statistics_dir,
+            editor=_opened(editor),
             progress=progress or SilentProgress(),
         )
         return self.run(
@@ -195,14 +204,15 @@ class Editor:
         requests = _listed(requests)
         if not requests:
             raise InvalidRequestError("There is nothing to edit: no requests were given.")
-        context = context or EditContext()
+        context = attrs.evolve(context or EditContext(), memo=self.memo)
         if not context.stack:
-            applied = tuple(active.patch for active in self.model.ledger.active)
+            applied = tuple(active.patch for active in self.model.ledger.effective)
             context = attrs.evolve(context, stack=applied)
         session = Session.open(self.host, method)
         assert session.info is not None  # a session of a method has its description
-        _check_model(session.info, self.model)
-        resolved = self._resolve(session.info, params, preset)
+        _check_model(session.info, self.model, self.host)
+        _check_editor(session.info, self.model, context.editor)
+        resolved = self._resolve(session.info, params, preset, context.editor)
         stages: list[Stage] = []
         with measured("locate", stages):
             sites = tuple(session.locate(self.model, requests, resolved.params, context))
@@ -221,16 +231,28 @@ class Editor:
         method: str = "rome",
         params: Mapping[str, Any] | None = None,  # Any: parameter values
         preset: str | None = None,
+        editor: EditorArtifact | None = None,
     ) -> parameters.Resolved:
-        """Return the parameters :meth:`edit` would use, without editing."""
+        """Return the parameters :meth:`edit` or :meth:`train` would use, and do neither."""
         _, info, _ = self.host.load_method(method)
-        return self._resolve(info, params, preset)
+        return self._resolve(info, params, preset, editor)
+
+    def check_trained(self, method: str, editor: EditorArtifact | None) -> None:
+        """Check that a method can edit this model with an editor, or needs none.
+
+        Raises:
+            EditorMissingError: The method needs one, or another one.
+            BaseMismatchError: It was trained for another base.
+        """
+        _, info, _ = self.host.load_method(method)
+        _check_editor(info, self.model, editor)
 
     def _resolve(
         self,
         info: MethodInfo,
         params: Mapping[str, Any] | Any | None,  # Any: the method's own class, or values
         preset: str | None,
+        editor: EditorArtifact | None = None,
     ) -> parameters.Resolved:
         if params is not None and not isinstance(params, Mapping):
             if not isinstance(params, info.params()):
@@ -240,6 +262,8 @@ class Editor:
                     method=info.name,
                 )
             return parameters.Resolved(params=params, preset=None, source="given as an object")
+        if editor is not None:
+            return _of_editor(info, editor, params, preset)
         shape = parameters.ModelShape(
             name=self.model.name,
             family=self.model.family.name,
@@ -247,6 +271,83 @@ class Editor:
             d_model=self.model.d_model,
         )
         return parameters.resolve(info, shape, params, preset)
+
+    # -- training --
+
+    def train(
+        self,
+        method: str,
+        dataset: DataSet | str | Path,
+        *,
+        out: str | Path | None = None,
+        params: Mapping[str, Any] | Any | None = None,  # Any: the method's own class, or values
+        preset: str | None = None,
+        seed: int = 0,
+        validation: DataSet | str | Path | None = None,
+        validation_share: float = 0.1,
+        validation_limit: int = 100,
+        max_minutes: float | None = None,
+        checkpoint_every: int = 100,
+        fresh: bool = False,
+        tensorboard: bool | None = None,
+        progress: Progress | None = None,
+    ) -> EditorArtifact:
+        """Train an editor for this model; :meth:`edit` takes it as ``editor``.
+
+        The model is left as it was. A run that was stopped goes on from its folder as if it never
+        had been.
+
+        Args:
+            method: Id of an installed method that trains.
+            dataset: What to learn from, or what `load_dataset` takes.
+            out: The run's folder, for checkpoints, logs and the editor; None keeps nothing.
+            params: Values by name over the preset, or an instance of the method's class.
+            preset: Name of a preset instead of the one that fits the model best.
+            seed: Seed of every random choice.
+            validation: What early stopping looks at; None sets subjects of the data set apart.
+            validation_share: Share of the subjects that are set apart then.
+            validation_limit: Most requests a validation measures.
+            max_minutes: Ends training when it took so long.
+            checkpoint_every: Updates between checkpoints.
+            fresh: Start again even where the folder holds a run.
+            tensorboard: Whether to write TensorBoard's files; None where it is installed.
+            progress: Where long work reports to.
+
+        Raises:
+            TrainingError: The method does not train, or training failed; it says where.
+            EditkitError: Data, parameters, model or plugin cannot be used; see the code.
+        """
+        from editkit_core.training.options import TrainingOptions
+        from editkit_core.training.randomness import own_randomness, seed_for
+
+        session = Session.open(self.host, method)
+        assert session.info is not None  # a session of a method has its description
+        if not session.info.trains:
+            raise TrainingError(
+                f"{method} needs no training. Edit with it at once: editkit edit --method {method}",
+                method=method,
+            )
+        _check_model(session.info, self.model, self.host)
+        resolved = self._resolve(session.info, params, preset)
+        context = EditContext(
+            seed=seed,
+            training=TrainingOptions(
+                folder=None if out is None else Path(out),
+                fresh=fresh,
+                validation=None if validation is None else _data(validation, self.host, seed),
+                validation_share=validation_share,
+                validation_limit=validation_limit,
+                max_minutes=max_minutes,
+                checkpoint_every=checkpoint_every,
+                tensorboard=tensorboard,
+            ),
+            memo=self.memo,
+            progress=progress or SilentProgress(),
+        )
+        learned = _data(dataset, self.host, seed)
+        with own_randomness():
+            seed_for(seed, -1)  # what the method draws before the first batch
+            return session.train(self.model, learned, resolved.params, context)
 
     # -- using patches --
 
@@ -353,6 +454,63 @@ def _listed(requests: EditRequest | Sequence[EditRequest]) -> tuple[EditRequest,
     return listed
 
 
+def _opened(editor: EditorArtifact | str | Path | None) -> EditorArtifact | None:
+    if not isinstance(editor, str | Path):
+        return editor
+    from editkit_core.patch.artifact import EditorArtifact
+
+    return EditorArtifact.load(editor)
+
+
+def _data(dataset: DataSet | str | Path, host: Host, seed: int) -> DataSet:
+    from editkit_core.data import load_dataset
+
+    if isinstance(dataset, str | Path):
+        return load_dataset(dataset, seed=seed, host=host)
+    return dataset
+
+
+def _check_editor(info: MethodInfo, model: EditableModel, editor: EditorArtifact | None) -> None:
+    """Refuse an edit without the trained editor it needs, or with one it cannot use."""
+    if editor is None and info.trains:
+        raise EditorMissingError(
+            f"{info.name} edits with a trained editor, and none was given. Name one with --editor, "
+            f"or train one: editkit train {info.name} --model … --dataset … --out …",
+            method=info.name,
+        )
+    if editor is None:
+        return
+    if not info.trains:
+        raise EditorMissingError(
+            f"{info.name} uses no trained editor, and one of {editor.method.name} was given. Leave "
+            f"--editor out, or edit with --method {editor.method.name}.",
+            method=info.name,
+        )
+    editor.check_method(info.name)
+    editor.check_base(model)
+
+
+def _of_editor(
+    info: MethodInfo,
+    editor: EditorArtifact,
+    params: Mapping[str, Any] | None,  # Any: parameter values
+    preset: str | None,
+) -> parameters.Resolved:
+    """Return the parameters an editor was trained with, and the given values over them."""
+    if preset is not None:
+        raise InvalidParameterError(
+            f"The editor {editor.id} brings the parameters it was trained with, so a preset has no "
+            "part in the edit. Leave --preset out.",
+            preset=preset,
+        )
+    values = {**editor.params, **(params or {})}
+    return parameters.Resolved(
+        params=parameters.structure(info.params(), values, owner=info.name),
+        preset=None,
+        source=f"the trained editor {editor.id}",
+    )
+
+
 def _recorded(patch: Patch, model: EditableModel, context: EditContext) -> Patch:
     """Return the patch with what it was computed on, as the model's ledger knows it."""
     from editkit_core.patch.header_codec import seal
@@ -360,7 +518,9 @@ def _recorded(patch: Patch, model: EditableModel, context: EditContext) -> Patch
     environment = dict(patch.header.environment)
     if context.locate != "preset":
         environment["locate"] = context.locate  # computing it again must look again
-    computed_on = model.ledger.digest()
+    if context.editor is not None:
+        environment["editor"] = context.editor.id
+    computed_on = model.ledger.digest(without=patch.header.replaces)
     header = attrs.evolve(patch.header, computed_on=computed_on, environment=environment)
     return patch if header == patch.header else attrs.evolve(patch, header=seal(header))
 
@@ -371,18 +531,24 @@ def _families(host: Host) -> Sequence[Any]:  # Any: Family, imported below with 
     return (*BUILTIN_FAMILIES, *host.registered("model_families").values())
 
 
-def _check_model(info: MethodInfo, model: EditableModel) -> None:
+def _check_model(info: MethodInfo, model: EditableModel, host: Host) -> None:
+    if info.edits(model.family):
+        return
     if model.is_encoder_decoder and not info.encoder_decoder:
-        raise UnsupportedModelError(
-            f"{info.name} edits decoder-only models; {model.name} is an encoder-decoder. Its "
-            "encoder and decoder would each need their own site.",
-            method=info.name,
-            family=model.family.name,
-        )
-    if "*" not in info.families and model.family.name not in info.families:
-        raise UnsupportedModelError(
+        why = (
+            f"{info.name} edits decoders only, and {model.name} is an encoder-decoder. "
+            f"{info.decoders_only}"
+        ).strip()
+    else:
+        why = (
             f"{info.name} supports {', '.join(sorted(info.families))}; {model.name} is of family "
-            f"{model.family.name}. Use another method, or ask its authors for this family.",
-            method=info.name,
-            family=model.family.name,
+            f"{model.family.name}."
         )
+    methods = (listing.info for listing in host.list_methods())
+    others = [other.name for other in methods if other and other.edits(model.family)]
+    raise UnsupportedModelError(
+        f"{why} Installed methods that edit it: {', '.join(others) or 'none'}.",
+        method=info.name,
+        family=model.family.name,
+        others=tuple(others),
+    )

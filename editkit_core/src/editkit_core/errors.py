@@ -6,6 +6,7 @@ EditkitError
 ├── PluginError             an installed distribution     EK-G..   exit 3
 ├── ParamsError             a method's parameters         EK-H..
 ├── StatisticsError         key statistics                EK-S..
+├── TrainingError           training an editor            EK-T..
 ├── EditError               computing the edit            EK-E..
 ├── PatchError              a patch file or its base      EK-P..   exit 4, or as below
 ├── StackError              patches on top of each other  EK-K..   exit 1, or as below
@@ -249,6 +250,39 @@ class CorpusError(StatisticsError):
     """A text corpus that is missing, empty or too short."""
 
     code = "EK-S04"
+
+
+class StatisticsOverlapError(StatisticsError):
+    """Statistics to be merged that count the same text twice."""
+
+    code = "EK-S05"
+
+
+# -- training ---------------------------------------------------------------------------------
+
+
+class TrainingError(EditkitError):
+    """An editor cannot be trained as asked."""
+
+    code = "EK-T00"
+
+
+class TrainingDivergedError(TrainingError):
+    """The loss or a gradient became NaN or infinite."""
+
+    code = "EK-T01"
+
+
+class CheckpointError(TrainingError):
+    """A training checkpoint that is damaged or of another run."""
+
+    code = "EK-T02"
+
+
+class EditorMissingError(TrainingError):
+    """The method edits with a trained editor, and none that it can use was given."""
+
+    code = "EK-T03"
 
 
 # -- editing ----------------------------------------------------------------------------------

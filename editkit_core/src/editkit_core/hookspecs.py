@@ -1,7 +1,8 @@
 """The hooks: what a method answers, what every plugin may add.
 
 A *method* is one module found through the entry-point group ``editkit.methods``; it implements
-:func:`editkit_method` and those of the four edit hooks that it needs. A *plugin* is a module found
+:func:`editkit_method` and those of the four edit hooks that it needs, and :func:`editkit_train`
+where it must be trained first. A *plugin* is a module found
 through ``editkit.plugins``; it implements any of the ``editkit_register_*`` hooks and may observe
 the edit hooks with ``@hookimpl(wrapper=True)``.
 
@@ -18,9 +19,11 @@ from editkit_core.markers import hookspec
 from editkit_core.types import EditContext, EditRequest, MethodInfo, Site
 
 if TYPE_CHECKING:
+    from editkit_core.data.dataset import DataSet
     from editkit_core.metrics.report import Report
     from editkit_core.models.editable import EditableModel
     from editkit_core.patch.apply import AppliedPatch
+    from editkit_core.patch.artifact import EditorArtifact
     from editkit_core.patch.format import Patch
 
 API_VERSION = 1
@@ -123,6 +126,29 @@ def editkit_evaluate(  # type: ignore[empty-body]  # a specification has no body
 
     Returns:
         Scores by metric and protocol.
+    """
+
+
+@hookspec(firstresult=True)
+def editkit_train(  # type: ignore[empty-body]  # a specification has no body
+    model: EditableModel,
+    dataset: DataSet,
+    params: Any,  # Any: each method has its own attrs class
+    context: EditContext,
+) -> EditorArtifact:
+    """Train an editor for a model; optional, for methods with ``MethodInfo.trains``.
+
+    The model is left bit-identical. Edits get the editor as ``context.editor``.
+
+    Args:
+        model: The model the editor will be for, without patches.
+        dataset: The edits to learn from, with paraphrases and probes.
+        params: An instance of ``MethodInfo.params``.
+        context: Seed, progress and, as ``context.training``, where the run is kept and when it
+            ends.
+
+    Returns:
+        The editor with what it was trained on and for.
     """
 
 

@@ -32,7 +32,13 @@ from editkit_core.types import MethodInfo
 
 METHODS_GROUP = "editkit.methods"
 PLUGINS_GROUP = "editkit.plugins"
-EDIT_HOOKS = ("editkit_locate", "editkit_compute_delta", "editkit_apply", "editkit_evaluate")
+EDIT_HOOKS = (
+    "editkit_locate",
+    "editkit_compute_delta",
+    "editkit_apply",
+    "editkit_evaluate",
+    "editkit_train",
+)
 CORE_DISTRIBUTION = "editkit-core"
 
 State = Literal["ok", "broken", "incompatible", "duplicate"]

@@ -17,9 +17,11 @@ from editkit_core.host import Found, Host, new_manager, register_plugin
 from editkit_core.types import EditContext, EditRequest, MethodInfo, Site
 
 if TYPE_CHECKING:
+    from editkit_core.data.dataset import DataSet
     from editkit_core.metrics.report import Report
     from editkit_core.models.editable import EditableModel
     from editkit_core.patch.apply import AppliedPatch
+    from editkit_core.patch.artifact import EditorArtifact
     from editkit_core.patch.format import Patch
 
 T = TypeVar("T")
@@ -27,7 +29,7 @@ T = TypeVar("T")
 
 @attrs.frozen(eq=False)
 class Session:
-    """The four edit hooks, answered by one method.
+    """The edit hooks, answered by one method.
 
     Attributes:
         info: The chosen method's description, or None for a session of the core alone.
@@ -112,6 +114,21 @@ class Session:
         )
         answer: Report = self._answered("editkit_evaluate", report)
         return answer
+
+    def train(
+        self,
+        model: EditableModel,
+        dataset: DataSet,
+        params: Any,  # Any: each method has its own attrs class
+        context: EditContext,
+    ) -> EditorArtifact:
+        """Call ``editkit_train``."""
+        from editkit_core.patch.artifact import EditorArtifact
+
+        artifact = self.manager.hook.editkit_train(
+            model=model, dataset=dataset, params=params, context=context
+        )
+        return self._check("editkit_train", artifact, EditorArtifact)
 
     def _answered(self, hook: str, answer: Any) -> Any:  # Any: each hook returns its own type
         if answer is None:

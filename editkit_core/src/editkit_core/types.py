@@ -17,9 +17,13 @@ from editkit_core.errors import (
     InvalidRequestError,
     SubjectNotInPromptError,
 )
+from editkit_core.memo import Memo
 
 if TYPE_CHECKING:
+    from editkit_core.models.families import Family
+    from editkit_core.patch.artifact import EditorArtifact
     from editkit_core.patch.format import Patch
+    from editkit_core.training.options import TrainingOptions
 
 TokenPosition = Literal["subject_last", "subject_first", "subject_first_after_last", "last"]
 LocateStrategy = Literal["preset", "trace"]
@@ -242,7 +246,8 @@ class MethodInfo:
         paper: Reference, with a link if there is one.
         api: The hook interface version the method was written for.
         emits: Entry kinds its patches hold.
-        families: Model families it supports; ``("*",)`` for any decoder that has a family.
+        families: Model families it supports; ``("*",)`` for any, as far as ``encoder_decoder``
+            allows.
         params: The attrs class of its parameters (imported lazily by a zero-argument callable).
         presets: Text of its preset file in YAML (a zero-argument callable), or None.
         batch: Whether one call solves several requests jointly.
@@ -250,6 +255,7 @@ class MethodInfo:
         trains: Whether it needs ``editkit_train`` first.
         needs: What must exist before an edit, for example ``("key_statistics",)``.
         encoder_decoder: Whether it applies to encoder-decoder models.
+        decoders_only: Otherwise why not, in a sentence for the message that refuses one.
     """
 
     name: str
@@ -265,6 +271,12 @@ class MethodInfo:
     trains: bool = False
     needs: tuple[str, ...] = attrs.field(default=(), validator=_names)
     encoder_decoder: bool = False
+    decoders_only: str = ""
+
+    def edits(self, family: Family) -> bool:
+        """Whether it edits models of a family."""
+        named = "*" in self.families or family.name in self.families
+        return named and (self.encoder_decoder or not family.is_encoder_decoder)
 
 
 class Progress(Protocol):
@@ -304,6 +316,9 @@ class EditContext:
         heatmap: Where tracing writes its picture, if anywhere.
         overwrite: Whether that picture may replace a file.
         stack: The patches that are applied already, oldest first.
+        editor: What the method was trained to, for methods that train.
+        training: How a training run is kept and ended, while one is under way.
+        memo: What earlier edits of the same editor computed and this one may use again.
         progress: Where long work reports to.
     """
 
@@ -315,6 +330,9 @@ class EditContext:
     heatmap: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     overwrite: bool = False
     stack: tuple[Patch, ...] = ()
+    editor: EditorArtifact | None = None
+    training: TrainingOptions | None = None
+    memo: Memo = attrs.field(factory=Memo, eq=False, repr=False)
     progress: Progress = attrs.field(factory=SilentProgress, eq=False, repr=False)
 
     @seed.validator

@@ -37,6 +37,7 @@ COMMANDS = {
     "stack": "Keep patches on top of each other; take any of them out.",
     "stats": "Collect key statistics from a text corpus.",
     "trace": "Trace where a model recalls a fact, and draw it.",
+    "train": "Train an editor, for methods that edit with one; resumable.",
 }
 PLUGIN_COMMANDS = {"demo": "editkit-demo"}  # commands of our own plugins, to name the remedy
 INTERRUPTED = 130

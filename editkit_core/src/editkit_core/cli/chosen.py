@@ -69,7 +69,7 @@ def _from_stack(folder: Path, model: str | None, revision: str | None) -> Chosen
     from editkit_core.stack.store import StackStore
 
     store = StackStore.open(folder, kinds=known_kinds())
-    active = store.state.active
+    active = store.state.effective
     if not active:
         raise StackError(
             f"No patch of the stack {folder} is active, so there is nothing to write. Push one, "

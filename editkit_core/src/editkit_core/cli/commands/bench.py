@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--judge", help="A model that judges answers; its key is in EDITKIT_JUDGE_KEY.")
 @click.option("--judge-url", help="Its OpenAI-compatible endpoint.")
 @click.option("--statistics", help="Folder of key statistics.")
+@click.option("--editor", help="File or folder of the trained editor, for methods that train.")
 @click.option("--rows", type=click.IntRange(1), default=64, help="Most rows a forward pass.")
 @click.option("--keep-patches", is_flag=True, help="Keep every patch file in the folder.")
 @click.option("--sweep", type=click.Path(path_type=Path), help="Several runs, from a YAML file.")

@@ -24,6 +24,7 @@ from editkit_core.types import EditContext, EditRequest
 if TYPE_CHECKING:
     from editkit_core.api import Editor, EditResult
     from editkit_core.params import Resolved
+    from editkit_core.patch.artifact import EditorArtifact
     from editkit_core.patch.format import Patch
 
 SUFFIX = ".editkit.safetensors"
@@ -63,6 +64,12 @@ SUFFIX = ".editkit.safetensors"
 @click.option("--heatmap", type=click.Path(path_type=Path), help="Draw the trace here (PNG).")
 @click.option("--statistics", type=click.Path(path_type=Path), help="Folder of key statistics.")
 @click.option(
+    "--editor",
+    "trained",
+    type=click.Path(path_type=Path),
+    help="The trained editor, for methods that train: its file, or the training's folder.",
+)
+@click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is random."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done; compute and write nothing.")
@@ -84,6 +91,7 @@ def command(
     locate: Any,  # Any: one of two words, checked by click
     heatmap: Path | None,
     statistics: Path | None,
+    trained: Path | None,
     seed: int,
     dry_run: bool,
     as_json: bool,
@@ -121,6 +129,7 @@ def command(
         **parse_assignments(assignments),
     }
     Host().load_method(method)  # a wrong id should not cost the time of loading a model
+    artifact = None if trained is None else read_editor(trained)
     store = open_store(stack) if stack else None
     if store is None:
         editor = load_editor(**model)
@@ -128,7 +137,8 @@ def command(
         editing.refuse_contradiction(store, requests, force=force)
         editor = load_stacked(store, **model)
     if dry_run:
-        resolved = editor.resolve_params(method, values, preset)
+        editor.check_trained(method, artifact)
+        resolved = editor.resolve_params(method, values, preset, artifact)
         _plan(editor, method, requests, resolved, out, stack, as_json)
         return
     with progress_bar(off=as_json) as bar:
@@ -138,6 +148,7 @@ def command(
             statistics_dir=statistics,
             heatmap=heatmap,
             overwrite=force,
+            editor=artifact,
             progress=bar,
         )
         result = editor.run(requests, method=method, params=values, preset=preset, context=context)
@@ -155,6 +166,13 @@ def command(
             print_change(changed, "push", "Pushed", f"{label} on {store.folder}")
     if as_json:
         print_json(plain)
+
+
+def read_editor(path: Path) -> EditorArtifact:
+    """Read a trained editor: its file, or the one in a training's folder."""
+    from editkit_core.patch.artifact import EditorArtifact
+
+    return EditorArtifact.load(path)
 
 
 def check_free(path: Path | None, *, force: bool) -> None:

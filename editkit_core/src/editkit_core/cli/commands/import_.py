@@ -51,7 +51,7 @@ def lora(
         patch.save(out, force=force)
     entries = [
         {"parameter": entry.site.parameter, "rank": entry.rank, "norm": entry.norm()}
-        for entry in patch.entries
+        for entry in patch.weight_entries
     ]
     if as_json:
         print_json(
@@ -64,7 +64,7 @@ def lora(
             }
         )
         return
-    rows = [(e.site.parameter, str(e.rank), f"{e.norm():.4g}") for e in patch.entries]
+    rows = [(e.site.parameter, str(e.rank), f"{e.norm():.4g}") for e in patch.weight_entries]
     print_table(None, ("weight", "rank", "norm"), rows)
     said = "Would write" if dry_run else "Wrote"
     click.echo(

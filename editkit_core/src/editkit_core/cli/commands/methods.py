@@ -50,6 +50,7 @@ def _plain(listing: Listing) -> dict[str, object]:
             "api": info.api,
             "emits": list(info.emits),
             "families": list(info.families),
+            "encoder_decoder": info.encoder_decoder,
             "batch": info.batch,
             "sequential": info.sequential,
             "trains": info.trains,

@@ -21,8 +21,7 @@ def command(as_json: bool) -> None:
     packaged = host.registered("models")
     methods = [listing.info for listing in host.list_methods() if listing.info]
     supports = {
-        name: [m.name for m in methods if "*" in m.families or name in m.families]
-        for name in families
+        name: [m.name for m in methods if m.edits(family)] for name, family in families.items()
     }
     if as_json:
         print_json(
@@ -36,10 +35,15 @@ def command(as_json: bool) -> None:
         )
         return
     rows = [
-        (name, ", ".join(f.model_types), f.mlp_downs, ", ".join(supports[name]) or "none installed")
+        (
+            name,
+            ", ".join(f.model_types),
+            ", ".join(stack.mlp_downs for stack in (f.encoder, f) if stack is not None),
+            ", ".join(supports[name]) or "none installed",
+        )
         for name, f in families.items()
     ]
-    print_table(None, ("family", "model types", "edited weight", "methods"), rows)
+    print_table(None, ("family", "model types", "edited weights", "methods"), rows)
     if packaged:
         click.echo("Packaged models: " + ", ".join(f"editkit:{name}" for name in sorted(packaged)))
     else:
