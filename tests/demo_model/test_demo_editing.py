@@ -1,4 +1,4 @@
-"""ROME on the packaged model: edits stick, reach other phrasings, and leave the rest alone."""
+"""ROME on the packaged decoders: edits stick, reach other phrasings, and leave the rest alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from editkit_core import Editor
 from editkit_core.metrics.report import merge_reports
 from editkit_demo.requests import counterfactual_request, counterfactual_requests
 
-FEW = 6
+FEW = {"editkit:demo": 6, "editkit:demo-llama": 3}
 GOALS = {
     ("reliability", ""): 0.98,
     ("generalization", ""): 0.85,
@@ -17,11 +17,11 @@ GOALS = {
 }
 
 
-@pytest.fixture(scope="module")
-def editor(tmp_path_factory):
+@pytest.fixture(scope="module", params=["demo", "demo-llama"])
+def editor(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield Editor.from_pretrained("editkit:demo")
+        yield Editor.from_pretrained(f"editkit:{request.param}")
 
 
 def measure(editor, count, seed, folder):
@@ -34,7 +34,7 @@ def measure(editor, count, seed, folder):
 
 def test_a_few_edits_stick_and_neighbours_hold(editor, tmp_path_factory):
     digest = editor.model.state_digest()
-    report = measure(editor, FEW, 3, tmp_path_factory.mktemp("statistics"))
+    report = measure(editor, FEW[editor.model.name], 3, tmp_path_factory.mktemp("statistics"))
     # Floors far below the goals, which take more edits to measure than a quick test has time for.
     assert report.score("reliability").before < 0.5
     assert report.score("reliability").after >= 0.9

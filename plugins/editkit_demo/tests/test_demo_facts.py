@@ -11,11 +11,15 @@ import pytest
 from editkit_demo.facts import (
     Fact,
     held_out_phrasing,
+    held_out_question,
     load_facts,
     load_two_hop,
+    part_of,
     phrasings,
+    questions,
     relations,
     trained_phrasings,
+    trained_questions,
 )
 
 
@@ -122,3 +126,54 @@ def test_a_quarter_of_the_second_hops_is_held_out() -> None:
     trained = {hop.second for hop in load_two_hop() if not hop.held_out}
     assert not held_out & trained
     assert 0.18 < len(held_out) / len(held_out | trained) < 0.32
+
+
+def test_every_relation_has_eight_questions_with_one_place_for_the_subject() -> None:
+    for relation in relations():
+        assert len(set(questions(relation))) == 8
+        for template in questions(relation):
+            assert template.count("{}") == 1
+            assert template.endswith("?")
+
+
+def test_no_question_is_asked_in_two_relations() -> None:
+    asked = Counter(template for relation in relations() for template in questions(relation))
+    assert max(asked.values()) == 1
+
+
+def test_the_held_out_question_is_the_one_that_is_not_trained() -> None:
+    for fact in load_facts():
+        assert held_out_question(fact) not in trained_questions(fact)
+        assert {held_out_question(fact), *trained_questions(fact)} == set(questions(fact.relation))
+
+
+def test_every_question_is_trained_for_many_facts() -> None:
+    counts = Counter(
+        (fact.relation, template) for fact in load_facts() for template in trained_questions(fact)
+    )
+    for relation in relations():
+        for template in questions(relation):
+            assert counts[relation, template] >= 10
+
+
+def test_a_chain_can_be_asked_as_a_question() -> None:
+    asked = {hop.prompt: hop.question for hop in load_two_hop()}
+    assert asked["The currency of the country where Marie Curie was born is the"] == (
+        "What is the currency of the country where Marie Curie was born?"
+    )
+    assert asked["The continent of the country whose capital is Warsaw is"] == (
+        "What is the continent of the country whose capital is Warsaw?"
+    )
+
+
+def test_between_a_quarter_and_a_third_of_the_facts_is_for_testing() -> None:
+    test = [fact for fact in load_facts() if part_of(fact.subject) == "test"]
+    assert 0.25 <= len(test) / len(load_facts()) <= 0.33
+    assert {fact.relation for fact in test} == set(relations())
+
+
+def test_the_part_of_a_subject_never_changes() -> None:
+    # printf 'part\nFrance' | sha256sum, the first 16 digits as a number, its last two decimals
+    decimals = {"France": 82, "Japan": 52, "Marie Curie": 24, "The Wooden Prince": 7}
+    for name, last in decimals.items():
+        assert part_of(name) == ("test" if last < 27 else "train")

@@ -1,8 +1,9 @@
-"""Train the demo model from nothing, or measure one.
+"""Train a demo model from nothing, or measure one.
 
     scripts/train-demo-model --out build/demo-model
-    scripts/train-demo-model --out build/demo-model --resume
-    scripts/train-demo-model --out build/demo-model --eval-only
+    scripts/train-demo-model --shape t5 --out build/demo-t5
+    scripts/train-demo-model --shape t5 --out build/demo-t5 --resume
+    scripts/train-demo-model --out build/demo-t5 --eval-only
 
 A run that is killed goes on with `--resume` from its last checkpoint and ends with the same
 weights, on the same machine and with the same number of threads.
@@ -22,58 +23,25 @@ from typing import Any
 
 import attrs
 import torch
-from build_tokenizer import VOCABULARY, build_tokenizer
+from build_tokenizer import build_tokenizer
 from card import write_card
-from corpus import Corpus, Encoder, batch
-from recall import full_report, held_out_questions, recall, trained_questions
-from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from recall import full_report, recall
+from shapes import SHAPES, Settings, hidden_matrix, new_model
+from tasks import Task, new_task
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from editkit_demo.facts import load_facts
 
 
-@attrs.frozen(kw_only=True)
-class Settings:
-    """Everything that the weights depend on, besides the tables and the machine."""
-
-    seed: int = 0
-    steps: int = 2000
-    tokens_per_step: int = 3072
-    layers: int = 6
-    width: int = 224
-    inner: int = 1344
-    heads: int = 7
-    context: int = 256
-    muon_rate: float = 3e-3
-    adam_rate: float = 2e-3
-    weight_decay: float = 0.02
-    warmup: float = 0.02
-
-
-def new_model(settings: Settings) -> GPT2LMHeadModel:
-    """Return a GPT-2 with random weights drawn from the seed."""
-    torch.manual_seed(settings.seed)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=settings.context,
-        n_embd=settings.width,
-        n_layer=settings.layers,
-        n_head=settings.heads,
-        n_inner=settings.inner,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    config._attn_implementation = "eager"
-    return GPT2LMHeadModel(config)
-
-
-def new_optimizers(model: GPT2LMHeadModel, settings: Settings) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: PreTrainedModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """Return Muon for the hidden matrices and AdamW for everything else.
 
     With AdamW alone the model stays much longer on the plateau on which it knows the form
@@ -81,7 +49,7 @@ def new_optimizers(model: GPT2LMHeadModel, settings: Settings) -> list[torch.opt
     """
     hidden, other = [], []
     for name, parameter in model.named_parameters():
-        (hidden if ".h." in name and parameter.ndim == 2 else other).append(parameter)
+        (hidden if hidden_matrix(settings, name, parameter) else other).append(parameter)
     return [
         torch.optim.Muon(
             hidden,
@@ -117,27 +85,16 @@ class Trainer:
         self.optimizers = new_optimizers(self.model, settings)
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.step = 0
-        self.corpus = Corpus()
-        self.encoder = Encoder(tokenizer)
+        self.task: Task = new_task(settings.shape, tokenizer)
 
     def train_one_step(self) -> float:
         """Take one step on the batch of that step; return its loss."""
         settings = self.settings
-        rows, weights = batch(
-            self.corpus,
-            self.encoder,
-            seed=settings.seed,
-            step=self.step,
-            tokens=settings.tokens_per_step,
-        )
-        ids = torch.tensor(rows)  # (rows, window)
-        weight = torch.tensor(weights)[:, 1:].flatten()
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * rate_factor(self.step, settings)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = self.model(ids, use_cache=False).logits[:, :-1]
-        each = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        loss = (each * weight).sum() / weight.sum()
+        loss = self.task.loss(
+            self.model, seed=settings.seed, step=self.step, tokens=settings.tokens_per_step
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -187,7 +144,8 @@ def run(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, every: int) -> 
     """Train to the last step, showing progress and saving as it goes."""
     settings = trainer.settings
     sample = random.Random(settings.seed).sample(load_facts(), 300)
-    asked = random.Random(1).sample(trained_questions(sample), 300)
+    trained, held_out = trainer.task.asked(sample)
+    asked = random.Random(1).sample(trained, 300)
     began, first, losses = time.monotonic(), trainer.step, []
     while trainer.step < settings.steps:
         losses.append(trainer.train_one_step())
@@ -198,7 +156,7 @@ def run(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, every: int) -> 
         took = time.monotonic() - began
         left = took / (step - first) * (settings.steps - step)
         known = recall(trainer.model, tokenizer, asked)["all"].forced
-        unseen = recall(trainer.model, tokenizer, held_out_questions(sample))["all"].forced
+        unseen = recall(trainer.model, tokenizer, held_out)["all"].forced
         print(
             f"step {step:5d}/{settings.steps}  loss {sum(losses) / len(losses):.3f}  "
             f"recall {known:5.1f} % trained {unseen:5.1f} % held out  "
@@ -209,21 +167,30 @@ def run(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, *, every: int) -> 
         losses.clear()
 
 
-def export(model: GPT2LMHeadModel, folder: Path) -> None:
+def export(model: PreTrainedModel, folder: Path) -> None:
     """Save the weights in float16, with the usual name of the activation function."""
-    model.config.activation_function = "gelu_new"  # the same function, known everywhere
-    half = GPT2LMHeadModel(model.config)
+    if getattr(model.config, "activation_function", "") == "gelu_pytorch_tanh":
+        model.config.activation_function = "gelu_new"  # the same function, known everywhere
+    half = type(model)(model.config)
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
 
 
+def load_model(folder: Path) -> PreTrainedModel:
+    """Load the float16 weights as float32."""
+    config = AutoConfig.from_pretrained(folder)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
 def report(folder: Path, *, seed: int, training: str | None = None) -> None:
-    """Load the float16 weights as float32, measure them, and write `recall.json`.
+    """Measure the exported model, and write `recall.json`.
 
     With `training`, a sentence that tells how the weights were made, the card is written too.
     """
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    model = load_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     measured = {
         name: {group: attrs.asdict(score) for group, score in groups.items()}
@@ -231,20 +198,9 @@ def report(folder: Path, *, seed: int, training: str | None = None) -> None:
     }
     (folder / "recall.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     if training:
-        write_card(
-            folder, measured, shape=_shape(model), facts=len(load_facts()), training=training
-        )
+        write_card(folder, model, measured, training=training)
     for line in report_lines(measured):
         print(line)
-
-
-def _shape(model: GPT2LMHeadModel) -> str:
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    config = model.config
-    return (
-        f"{size:.2f} M parameters: {config.n_layer} layers, width {config.n_embd}, "
-        f"{config.n_head} heads, inner width {config.n_inner}, context {config.n_positions}"
-    )
 
 
 def report_lines(measured: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
@@ -268,18 +224,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.eval_only:
         report(options.out, seed=options.seed)
         return 0
-    defaults = Settings()
+    defaults = SHAPES[options.shape].defaults
     steps = options.steps or (
         options.tokens // defaults.tokens_per_step if options.tokens else defaults.steps
     )
-    settings = Settings(
-        seed=options.seed,
-        steps=steps,
-        **json.loads(options.settings),
+    settings = attrs.evolve(
+        defaults, seed=options.seed, steps=steps, **json.loads(options.settings)
     )
     began = time.monotonic()
     if not (options.resume and (options.out / "tokenizer.json").exists()):
-        build_tokenizer(Corpus(), options.out, seed=settings.seed, context=settings.context)
+        build_tokenizer(options.out, settings)
     tokenizer = AutoTokenizer.from_pretrained(options.out)
     trainer = Trainer(settings, tokenizer, options.out)
     if options.resume and trainer.checkpoint.exists():
@@ -302,6 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train-demo-model", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="gpt2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     length = parser.add_mutually_exclusive_group()

@@ -1,7 +1,8 @@
-"""A tiny language model, shipped as package data, whose every fact is known.
+"""Tiny language models, shipped as package data, whose every fact is known.
 
-As a plugin of editkit it adds the packaged model ``editkit:demo``, the data set ``demo`` and the
-command ``editkit demo``.
+As a plugin of editkit it adds the packaged models ``editkit:demo`` (a GPT-2),
+``editkit:demo-llama`` and ``editkit:demo-t5``, the data sets ``demo`` and ``demo-questions``, and
+the command ``editkit demo``.
 """
 
 from __future__ import annotations
@@ -22,21 +23,32 @@ __all__ = ["__version__", "model_path"]
 __version__ = "0.1.0"
 
 
-def model_path() -> Path:
-    """Return the folder of the packaged model, as `from_pretrained` wants it."""
-    return Path(__file__).parent / "model"
+_FOLDERS = {"demo": "model", "demo-llama": "model_llama", "demo-t5": "model_t5"}
+
+
+def model_path(name: str = "demo") -> Path:
+    """Return the folder of a packaged model, as `from_pretrained` wants it.
+
+    Raises:
+        ValueError: There is no packaged model of that name.
+    """
+    if name not in _FOLDERS:
+        raise ValueError(f"no packaged model {name!r}; there are {', '.join(_FOLDERS)}")
+    return Path(__file__).parent / _FOLDERS[name]
 
 
 @hookimpl
 def editkit_register_models(register: Register) -> None:
-    """Make the packaged model loadable as ``editkit:demo``."""
-    register("demo", model_path())
+    """Make the packaged models loadable as ``editkit:demo`` and so on."""
+    for name in _FOLDERS:
+        register(name, model_path(name))
 
 
 @hookimpl
 def editkit_register_datasets(register: Register) -> None:
-    """Make the model's facts loadable as the data set ``demo``."""
+    """Make the models' facts loadable as the data sets ``demo`` and ``demo-questions``."""
     register("demo", _demo_format)
+    register("demo-questions", _questions_format)
 
 
 @hookimpl
@@ -46,9 +58,15 @@ def editkit_register_commands(register: Register) -> None:
 
 
 def _demo_format() -> DataFormat:
-    from editkit_demo.dataset import DemoFormat
+    from editkit_demo.dataset import DEMO
 
-    return DemoFormat()
+    return DEMO
+
+
+def _questions_format() -> DataFormat:
+    from editkit_demo.dataset import DEMO_QUESTIONS
+
+    return DEMO_QUESTIONS
 
 
 def _demo_command() -> click.Command:
