@@ -107,6 +107,7 @@ def test_the_plugin_of_the_how_to_page_can_be_built_and_changes_an_answer(
         "pyproject.toml",
         "src/editkit_nudge/__init__.py",
         "src/editkit_nudge/delta.py",
+        "tests/test_nudge.py",
     }
     environment = fresh(wheels["editkit-core"], wheels["editkit-demo"], build(files))
     assert states(environment.editkit("methods", "--json")) == {"editkit-nudge": "ok"}

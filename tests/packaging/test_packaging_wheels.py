@@ -66,13 +66,15 @@ def test_the_rome_wheel_holds_its_presets(wheels: dict[str, Path]) -> None:
 
 def test_the_demo_wheel_holds_the_model_and_its_facts(wheels: dict[str, Path]) -> None:
     inside = names(wheels["editkit-demo"])
-    model = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
-    assert [f for f in model if f"editkit_demo/model/{f}" not in inside] == []
+    files = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
+    for folder in ("model", "model_llama", "model_t5"):
+        assert [f for f in files if f"editkit_demo/{folder}/{f}" not in inside] == []
     assert "editkit_demo/data/facts.csv" in inside
+    assert "editkit_demo/data/question_phrasings.csv" in inside
 
 
 def test_the_demo_wheel_stays_small(wheels: dict[str, Path]) -> None:
-    assert wheels["editkit-demo"].stat().st_size < 13_000_000
+    assert wheels["editkit-demo"].stat().st_size < 36_000_000  # three models of at most 12
 
 
 def test_the_members_have_one_version(wheels: dict[str, Path]) -> None:

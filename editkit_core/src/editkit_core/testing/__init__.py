@@ -9,9 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from editkit_core.testing.models import TINY_FAMILIES, tiny_model, tiny_tokenizer
+    from editkit_core.testing.models import (
+        TINY_ENCODER_DECODERS,
+        TINY_FAMILIES,
+        tiny_model,
+        tiny_tokenizer,
+    )
 
-__all__ = ["TINY_FAMILIES", "tiny_model", "tiny_tokenizer"]
+__all__ = ["TINY_ENCODER_DECODERS", "TINY_FAMILIES", "tiny_model", "tiny_tokenizer"]
 
 
 def __getattr__(name: str) -> object:

@@ -32,8 +32,8 @@ from editkit_core.testing.oracles.tokenizers import TOKENIZER_STYLES, make_token
 from editkit_core.testing.oracles.world import DERAILED, World, make_world
 
 if TYPE_CHECKING:
-    from editkit_core.metrics.forcing import Side
     from editkit_core.models.editable import EditableModel
+    from editkit_core.models.pairs import Side
 
 __all__ = ["OracleCase", "OracleError", "all_cases", "check_metric", "check_metrics", "quick_cases"]
 
