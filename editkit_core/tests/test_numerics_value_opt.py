@@ -100,14 +100,14 @@ def test_loss_and_gradient_equal_the_formulas_with_full_logits(family: str, posi
     suffixes = Suffixes.split(model, rows.ids, rows.edited)
     clean = Clean.read(model.site(1), rows, suffixes)
     objective = Objective(
-        site=model.site(1), rows=rows, suffixes=suffixes, clean=clean, settings=settings
+        site=model.site(1), rows=rows, upper=suffixes.above(1), clean=clean, settings=settings
     )
     delta = 0.3 * torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     ours, plain = delta.clone().requires_grad_(), delta.clone().requires_grad_()
-    loss, _ = objective(ours)
+    loss = objective(ours[None, None]).loss[0]
     expected, bare = loss_by_full_logits(model, 1, settings, plain)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(clean.before, bare, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(clean.before[0, 0], bare, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         torch.autograd.grad(loss, ours)[0],
         torch.autograd.grad(expected, plain)[0],
@@ -188,12 +188,102 @@ def test_it_stops_at_the_loss_asked_for() -> None:
     assert short.losses == long.losses[:5]
 
 
-def test_each_job_is_optimised_as_if_alone() -> None:
+OTHERS = (
+    EditRequest(prompt="{} speaks", subject="Brazil", target_new="Peru"),
+    EditRequest(prompt="In the old days, the king of {} was a", subject="Peru", target_new="mill"),
+    EditRequest(prompt="{}", subject="Winter", target_new="came in the old Lima"),
+)
+
+
+@pytest.mark.parametrize("family", sorted(TINY_FAMILIES))
+@pytest.mark.parametrize("settings", [PAPER, attrs.evolve(RELATIVE, essence_samples=3)])
+def test_each_job_is_optimised_as_if_alone(family: str, settings: ValueSettings) -> None:
+    model = tiny_model(family)
+    settings = attrs.evolve(settings, ending_factor=0.5)
+    jobs = [job(model, request=request) for request in (REQUEST, *OTHERS)]
+    together = optimise_values(model, jobs, settings)
+    for one, found in zip(jobs, together, strict=True):
+        alone = optimise_values(model, [one], settings)[0]
+        assert found.losses == pytest.approx(alone.losses, rel=1e-4, abs=1e-4)
+        assert found.probabilities == pytest.approx(alone.probabilities, rel=1e-3, abs=1e-6)
+        assert found.already_known == alone.already_known
+        difference = float((found.delta - alone.delta).norm())
+        assert difference <= 1e-3 * float(alone.delta.norm())
+
+
+def test_the_batch_size_changes_nothing() -> None:
     model = tiny_model("gpt2")
-    other = EditRequest(prompt="{} speaks", subject="Brazil", target_new="Peru")
-    both = optimise_values(model, [job(model), job(model, request=other)], PAPER)
-    alone = optimise_values(model, [job(model, request=other)], PAPER)[0]
-    assert torch.equal(both[1].delta, alone.delta)
+    jobs = [job(model, request=request) for request in (REQUEST, *OTHERS)]
+    whole = optimise_values(model, jobs, PAPER)
+    parts = optimise_values(model, jobs, PAPER, batch=3)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.delta, other.delta, rtol=1e-3, atol=1e-5)
+
+
+def test_each_job_stops_on_its_own_and_its_rows_are_dropped() -> None:
+    model = tiny_model("gpt2")
+    gentle = attrs.evolve(RELATIVE, lr=0.03, weight_decay=0.0, kl_factor=0.0)
+    jobs = [job(model, request=request) for request in (REQUEST, *OTHERS)]
+    free = [optimise_values(model, [one], gentle)[0].losses for one in jobs]
+    stop = sorted(losses[4] for losses in free)[2] + 1e-4  # some reach it at once, some never
+    expected = [
+        next((i for i, loss in enumerate(losses) if loss < stop), len(losses) - 1)
+        for losses in free
+    ]
+    rows: list[int] = []
+    block = model.module(model.family.block(2))
+    handle = block.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    found = optimise_values(model, jobs, attrs.evolve(gentle, loss_stop=stop))
+    handle.remove()
+    assert len(set(expected)) > 1
+    assert [result.updates for result in found] == expected
+    steps = rows[-gentle.steps :]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] < steps[0]
+
+
+def test_it_stops_at_the_probability_asked_for() -> None:
+    model = tiny_model("gpt2")
+    long = optimise_values(model, [job(model)], RELATIVE)[0]
+    wanted = (long.probabilities[5] + long.probabilities[6]) / 2
+    reached = next(i for i, chance in enumerate(long.probabilities) if chance >= wanted)
+    settings = attrs.evolve(RELATIVE, probability_stop=wanted)
+    assert optimise_values(model, [job(model)], settings)[0].updates == reached
+
+
+def test_blocks_up_to_the_edited_one_run_once() -> None:
+    model = tiny_model("gpt2")
+    calls = [0] * model.n_layers
+    handles = []
+    for layer in range(model.n_layers):
+
+        def count(*_: object, layer: int = layer) -> None:
+            calls[layer] += 1
+
+        block = model.module(model.family.block(layer))
+        handles.append(block.register_forward_pre_hook(count))
+    optimise_values(model, [job(model)], attrs.evolve(PAPER, steps=6, loss_stop=0.0))
+    for handle in handles:
+        handle.remove()
+    assert calls[2] - calls[1] == 6
+    assert calls[0] <= calls[1] + 1  # one token more shows how blocks answer
+
+
+def test_the_value_of_a_block_is_its_output() -> None:
+    model = tiny_model("gpt2")
+    settings = attrs.evolve(PAPER, output="block")
+    found = optimise_values(model, [job(model)], settings)[0]
+    ids = model.encode(REQUEST.text).ids
+    at = model.subject_position(REQUEST)
+    with torch.no_grad():
+        out = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    torch.testing.assert_close(found.before, out.hidden_states[2][0, at], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_below_one_is_refused() -> None:
+    model = tiny_model("gpt2")
+    with pytest.raises(InvalidParameterError, match="value_batch is 0"):
+        optimise_values(model, [job(model)], PAPER, batch=0)
 
 
 def test_the_model_its_flags_and_the_random_state_are_left_as_they_were() -> None:
@@ -297,7 +387,8 @@ def test_essence_places_are_after_the_subject_and_sum_to_one() -> None:
     assert rows.edited[1] == subject_end
     assert rows.essence.column.tolist() == list(range(len(ids) - 1 - subject_end))
     assert rows.essence.label.tolist() == list(ids[subject_end + 1 :])
-    assert float(rows.essence.keep(rows.essence.label >= 0).weight.sum()) == pytest.approx(1.0)
+    weighed = rows.essence.weighing(rows.owner[rows.essence.row])
+    assert float(weighed.weight.sum()) == pytest.approx(1.0)
 
 
 def test_places_that_say_the_old_answer_are_not_protected() -> None:
@@ -311,9 +402,9 @@ def test_places_that_say_the_old_answer_are_not_protected() -> None:
     )  # fmt: skip
     clean = Clean.read(model.site(1), rows, Suffixes.split(model, rows.ids, rows.edited))
     kept_clean, kept = spare_old_answer(clean, rows)
-    assert len(kept_clean.essence) == len(kept.essence) < len(rows.essence)
+    assert len(kept_clean.logs[1]) == len(kept.essence) < len(rows.essence)
     assert old_id not in kept.essence.label.tolist()
-    assert old_id not in kept_clean.essence.argmax(dim=1).tolist()
+    assert old_id not in kept_clean.logs[1].argmax(dim=1).tolist()
     assert float(kept.essence.weight.sum()) == pytest.approx(1.0)
 
 
@@ -434,10 +525,12 @@ def test_loss_with_reading_is_that_of_the_changed_weight(family: str) -> None:
         model, REQUEST, site, CONTEXTS, kl_prompts=(), kl_position="subject_last", whole=True
     )
     suffixes = Suffixes.split(model, rows.ids, rows.split)
-    clean = Clean.read(site, rows, suffixes, reading)
+    clean = Clean.read(site, rows, suffixes, [reading])
     settings = attrs.evolve(PAPER, weight_decay=0.0)
-    objective = Objective(site=site, rows=rows, suffixes=suffixes, clean=clean, settings=settings)
-    loss, _ = objective(delta)
+    objective = Objective(
+        site=model.site(1), rows=rows, upper=suffixes.above(1), clean=clean, settings=settings
+    )
+    loss = objective(delta[None, None]).loss[0]
     weight = model.weight(site)
     weight += torch.outer(delta, reading)  # writes the weight, whatever its layout
     plain = torch.zeros(())

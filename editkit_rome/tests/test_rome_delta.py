@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from editkit_core.api import Editor
 from editkit_core.errors import (
     DeltaTooLargeError,
     InvalidParameterError,
@@ -31,7 +32,13 @@ from editkit_core.numerics.moments_store import StatisticsStore
 from editkit_core.numerics.probability import target_probability
 from editkit_core.patch.apply import apply_patch
 from editkit_core.patch.format import LowRankEntry, Patch
-from editkit_core.testing.models import TINY_FAMILIES, tiny_model, tiny_tokenizer
+from editkit_core.testing.models import (
+    TINY_ENCODER_DECODERS,
+    TINY_FAMILIES,
+    tiny_model,
+    tiny_tokenizer,
+)
+from editkit_core.testing.patches import random_codebook
 from editkit_core.types import EditContext, EditRequest, SilentProgress
 from editkit_rome.delta import compute_delta
 from editkit_rome.locate import locate
@@ -533,14 +540,30 @@ def test_locate_by_tracing_takes_the_proposed_layer_and_draws(tmp_path: Path) ->
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_codebook_that_does_not_ask_about_the_fact_changes_no_edit() -> None:
+    model = tiny_model("llama")
+    (alone,) = edit(model, [NORWAY]).entries
+    other = EditRequest(prompt="The river runs {}", subject="past the mill", target_new="slowly")
+    with apply_patch(model, random_codebook(model, [other], eps=1e-3)):
+        (on_top,) = edit(model, [NORWAY]).entries
+    assert isinstance(alone, LowRankEntry)
+    assert isinstance(on_top, LowRankEntry)
+    assert (on_top.u == alone.u).all()
+    assert (on_top.v == alone.v).all()
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
-def test_an_encoder_decoder_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("gpt2")
-    model.family = attrs.evolve(model.family, is_encoder_decoder=True)
-    with pytest.raises(UnsupportedModelError, match="causal"):
+@pytest.mark.parametrize("name", sorted(TINY_ENCODER_DECODERS))
+def test_an_encoder_decoder_is_refused_with_the_reason_and_what_to_use(name: str) -> None:
+    model = tiny_model(name)
+    before = model.state_digest()
+    with pytest.raises(UnsupportedModelError, match=r"one causal stack.*Use GRACE or MEND"):
         edit(model, [NORWAY])
+    with pytest.raises(UnsupportedModelError, match=r"one causal stack.*Use GRACE or MEND"):
+        Editor(model).edit(NORWAY, method="rome")
+    assert model.state_digest() == before
 
 
 def test_a_layer_the_model_does_not_have_is_refused() -> None:

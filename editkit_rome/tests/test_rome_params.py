@@ -109,6 +109,17 @@ def test_paper_presets_have_the_papers_values(shape: tuple[str, int, int]) -> No
 
 
 @pytest.mark.parametrize(
+    ("name", "family", "layer"), [("demo", "gpt2", 0), ("demo-llama", "llama", 1)]
+)
+def test_a_demo_model_has_a_preset_by_its_name(name: str, family: str, layer: int) -> None:
+    resolved = resolve(
+        INFO, ModelShape(name=f"editkit:{name}", family=family, n_layers=6, d_model=256)
+    )
+    assert (resolved.preset, resolved.params.layer) == (name, layer)
+    assert (resolved.params.v_steps, resolved.params.key_from) == (35, "both")
+
+
+@pytest.mark.parametrize(
     "family", ["gpt2", "gpt_neo", "gptj", "llama", "mistral", "qwen2", "qwen3"]
 )
 def test_every_family_has_a_preset_for_any_size(family: str) -> None:

@@ -217,8 +217,8 @@ def _output(model: EditableModel, site: Site, key: Tensor, earlier: Sequence[Ter
     bias = fetch(module, "bias") if isinstance(getattr(module, "bias", None), Tensor) else None
     if bias is not None:
         output = output + bias.to("cpu", torch.float64)
-    for active in model.ledger.active:
-        for entry in active.patch.entries if active.mode == "overlay" else ():
+    for active in model.ledger.effective:
+        for entry in active.patch.weight_entries if active.mode == "overlay" else ():
             if entry.site.module == site.module:
                 output = output + active.scale * (entry.delta() @ key)  # (d_out, d_in) @ (d_in,)
     for term in earlier:
@@ -284,6 +284,7 @@ def _covariance(
         folder=context.statistics_dir,
         ridge=params.covariance_ridge,
         progress=context.progress,
+        memo=context.memo,
     )
 
 

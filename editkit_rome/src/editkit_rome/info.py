@@ -7,6 +7,12 @@ from importlib.resources import files
 from editkit_core import MethodInfo
 from editkit_rome.params import RomeParams
 
+DECODERS_ONLY = (
+    "ROME writes a fact at the subject's last token of one causal stack, where later tokens look "
+    "it up; an encoder sees all tokens at once, and the decoder never reads the subject. Use "
+    "GRACE or MEND instead, which need no such token."
+)
+
 INFO = MethodInfo(
     name="rome",
     title="ROME: one rank-one change of one feed-forward weight a fact (R-ROME by default)",
@@ -24,4 +30,5 @@ INFO = MethodInfo(
     trains=False,
     needs=("key_statistics",),
     encoder_decoder=False,
+    decoders_only=DECODERS_ONLY,
 )

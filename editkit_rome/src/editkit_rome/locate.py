@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from editkit_core import EditableModel, EditContext, EditRequest, Site
 from editkit_core.errors import InvalidRequestError, UnsupportedModelError
+from editkit_rome.info import DECODERS_ONLY
 from editkit_rome.params import RomeParams
 
 
@@ -66,8 +67,5 @@ def refuse_encoder_decoder(model: EditableModel) -> None:
     """
     if model.is_encoder_decoder:
         raise UnsupportedModelError(
-            f"{model.name} is an encoder-decoder. ROME reads a fact at the subject's last token of "
-            "one causal stack, where later tokens look it up; an encoder sees all tokens at once "
-            "and the decoder never reads the subject. Use a decoder model, or another method.",
-            model=model.name,
+            f"{model.name} is an encoder-decoder. {DECODERS_ONLY}", model=model.name
         )

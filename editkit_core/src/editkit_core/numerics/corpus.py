@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -45,12 +47,43 @@ class Corpus:
         return cls(kept, digest.hexdigest(), name)
 
 
-def read_corpus(path: Path) -> Corpus:
-    """Read ``.jsonl`` by its ``text`` fields; any other file as paragraphs between blank lines.
+def read_corpus(source: Path | str, *, documents: int | None = None) -> Corpus:
+    """Read a file, or a data set of the hub.
+
+    Args:
+        source: A ``.jsonl`` file, read by its ``text`` fields; any other file, read as paragraphs
+            between blank lines; or a place on the hub as :mod:`editkit_core.data.hub` names them:
+            a file, read in the same way, or rows with a ``text`` field.
+        documents: Read the first so many that are not blank; all by default.
 
     Raises:
         CorpusError: The file is missing, unreadable, empty, or a line is not ``{"text": ...}``.
+        InputNotFoundError: The place on the hub is not there or cannot be reached.
+        MissingExtraError: Rows of the hub need the package ``datasets``, which is not installed.
     """
+    from editkit_core.data.hub import PREFIX, open_hub
+
+    if not str(source).startswith(PREFIX):
+        return _read_file(Path(source), Path(source).name, documents)
+    place = open_hub(str(source))
+    if place.path is not None:
+        return _read_file(place.path, place.name, documents)
+    rows = (_text_of(place.name, raw.index, raw.value) for raw in place.raws)
+    return Corpus.of(islice((text for text in rows if text.strip()), documents), place.name)
+
+
+def _text_of(name: str, index: int, row: Any) -> str:  # Any: JSON values
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise CorpusError(
+            f"{name}, row {index}: there is no text field with a text. Choose a data set of plain "
+            "texts.",
+            place=name,
+        )
+    return text
+
+
+def _read_file(path: Path, name: str, documents: int | None) -> Corpus:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -60,7 +93,7 @@ def read_corpus(path: Path) -> Corpus:
         ) from error
     texts = _json_lines(content, path) if path.suffix == ".jsonl" else _paragraphs(content)
     try:
-        return Corpus.of(texts, path.name)
+        return Corpus.of(islice((text for text in texts if text.strip()), documents), name)
     except CorpusError as error:
         raise CorpusError(f"{path}: {error.message}", path=str(path)) from error
 

@@ -7,20 +7,23 @@ which a rank-one change reaches every token, since keys share a large mean).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
 from editkit_core.errors import StatisticsMissingError, WriteFailedError
+from editkit_core.memo import Memo
 from editkit_core.numerics.corpus import Corpus
+from editkit_core.numerics.inputs_digest import inputs_digests
 from editkit_core.numerics.moments import (
     ENOUGH_TOKENS_A_KEY_ENTRY,
     KeyMoments,
-    collect_moments,
+    collect_all_moments,
 )
 from editkit_core.numerics.moments_store import StatisticsStore, default_folder
 from editkit_core.numerics.solve import SpdFactor, factor_spd, solve_spd
@@ -29,12 +32,20 @@ from editkit_core.types import Progress, SilentProgress, Site
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
 
+T = TypeVar("T")
 CovarianceMode = Literal["required", "auto", "identity"]
 SAMPLE_TOKENS = 64
 MIN_SAMPLED_TOKENS = 10_000
 _SAMPLE_ROWS = 64
 
-__all__ = ["Covariance", "CovarianceMode", "load_covariance", "sampled_corpus"]
+__all__ = [
+    "Covariance",
+    "CovarianceMode",
+    "from_statistics",
+    "load_covariance",
+    "load_covariances",
+    "sampled_corpus",
+]
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -55,6 +66,13 @@ class Covariance:
             return rhs.detach().to(device="cpu", dtype=torch.float64)
         return solve_spd(self.factor, rhs)
 
+    def gram(self, rows: Tensor) -> Tensor:
+        """Return V C Vᵀ for ``rows (n, d_in)``, ``(n, n)`` float64 on the CPU."""
+        read = rows.detach().to(device="cpu", dtype=torch.float64)
+        if self.factor is not None:
+            read = read @ self.factor.lower  # (n, d_in) @ (d_in, d_in)
+        return read @ read.T
+
 
 def load_covariance(
     model: EditableModel,
@@ -64,17 +82,36 @@ def load_covariance(
     folder: Path | None = None,
     ridge: float = 0.0,
     progress: Progress | None = None,
+    memo: Memo | None = None,
 ) -> Covariance:
-    """Find, check and factor the key statistics of a site.
+    """Find, check and factor the key statistics of one site; see :func:`load_covariances`."""
+    (found,) = load_covariances(
+        model, [site], mode=mode, folder=folder, ridge=ridge, progress=progress, memo=memo
+    )
+    return found
+
+
+def load_covariances(
+    model: EditableModel,
+    sites: Sequence[Site],
+    *,
+    mode: CovarianceMode,
+    folder: Path | None = None,
+    ridge: float = 0.0,
+    progress: Progress | None = None,
+    memo: Memo | None = None,
+) -> list[Covariance]:
+    """Find, check and factor the key statistics of sites.
 
     Args:
         model: The model.
-        site: The weight whose keys count.
-        mode: ``required`` fails without statistics, ``auto`` then makes them from sampled text and
-            keeps them, ``identity`` does not look for any.
+        sites: The weights whose keys count.
+        mode: ``required`` fails without statistics, ``auto`` then makes them from sampled text, of
+            all sites in one pass, and keeps them, ``identity`` does not look for any.
         folder: Where they are kept; None means the user's cache folder.
         ridge: Share of the mean diagonal entry that is added to the diagonal.
         progress: Where making them reports to.
+        memo: Where factors are kept between edits, by the files they come from.
 
     Raises:
         StatisticsMissingError: They are required and not there; the message says how to make them.
@@ -82,13 +119,76 @@ def load_covariance(
         IllConditionedError: They cannot be solved with.
     """
     if mode == "identity":
-        return Covariance(factor=None, origin={"kind": "identity"})
+        return [Covariance(factor=None, origin={"kind": "identity"}) for _ in sites]
+    return from_statistics(
+        model,
+        sites,
+        lambda moments: _factored(moments, ridge),
+        size=_size,
+        what=("covariance", repr(ridge)),
+        required=mode == "required",
+        folder=folder,
+        progress=progress,
+        memo=memo,
+    )
+
+
+def from_statistics(
+    model: EditableModel,
+    sites: Sequence[Site],
+    make: Callable[[KeyMoments], T],
+    *,
+    size: Callable[[T], int],
+    what: tuple[str, ...],
+    required: bool,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    memo: Memo | None = None,
+) -> list[T]:
+    """Return what is made of each site's key statistics; in a memo it is made once a file.
+
+    Args:
+        model: The model.
+        sites: The weights whose keys count.
+        make: Makes it.
+        size: Says how many bytes it takes.
+        what: Names what is made and the settings it depends on.
+        required: Whether statistics must exist; otherwise those missing are made from sampled text,
+            in one pass.
+        folder: Where they are kept; None means the user's cache folder.
+        progress: Where making them reports to.
+        memo: Where results are kept between edits.
+
+    Raises:
+        StatisticsMissingError: They are required and not there; the message says how to make them.
+        StatisticsError: A file is damaged.
+    """
     store = StatisticsStore(folder or default_folder())
-    moments = store.find(model, site)
-    if moments is None:
-        if mode == "required":
-            raise _missing(model, site, folder, store)
-        moments = _sampled_moments(model, site, store, progress or SilentProgress())
+    digests = inputs_digests(model, sites)
+    finished = [
+        [path for path in store.candidates(model, site, digest=digest) if store.is_finished(path)]
+        for site, digest in zip(sites, digests, strict=True)
+    ]
+    missing = [site for site, files in zip(sites, finished, strict=True) if not files]
+    if missing and required:
+        raise _missing(model, missing, folder, store)
+    new = _sampled_moments(model, missing, store, progress or SilentProgress()) if missing else {}
+
+    def of(site: Site, digest: str, files: Sequence[Path]) -> T:
+        def load() -> T:
+            moments = new.get(site) or store.find(model, site, digest=digest)
+            assert moments is not None  # a finished file was there
+            return make(moments)
+
+        if not files or memo is None:
+            return load()
+        stamps = [f"{path.name} {_stamp(path)}" for path in files]
+        return memo.get((*what, str(store.folder), *stamps), load, size)
+
+    return [of(*one) for one in zip(sites, digests, finished, strict=True)]
+
+
+def _factored(moments: KeyMoments, ridge: float) -> Covariance:
     factor = factor_spd(moments.moment, ridge=ridge)
     origin = {
         "kind": "statistics",
@@ -99,6 +199,15 @@ def load_covariance(
         "ridge": ridge,
     }
     return Covariance(factor=factor, origin=origin)
+
+
+def _stamp(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _size(covariance: Covariance) -> int:
+    return 0 if covariance.factor is None else covariance.factor.lower.nbytes
 
 
 def sampled_corpus(
@@ -133,32 +242,37 @@ def sampled_corpus(
 
 
 def _sampled_moments(
-    model: EditableModel, site: Site, store: StatisticsStore, progress: Progress
-) -> KeyMoments:
-    side = model.weight(site).shape[1]
+    model: EditableModel, sites: Sequence[Site], store: StatisticsStore, progress: Progress
+) -> dict[Site, KeyMoments]:
+    side = max(int(model.weight(site).shape[1]) for site in sites)
     tokens = max(MIN_SAMPLED_TOKENS, 2 * ENOUGH_TOKENS_A_KEY_ENTRY * side)
     corpus = sampled_corpus(model, tokens, progress=progress)
-    made = collect_moments(model, site, corpus, batch_size=_SAMPLE_ROWS, progress=progress)
+    made = collect_all_moments(model, sites, corpus, batch_size=_SAMPLE_ROWS, progress=progress)
     with suppress(WriteFailedError):  # a cache that cannot be written must not stop an edit
-        store.save(made)
-    return made
+        for moments in made:
+            store.save(moments)
+    return dict(zip(sites, made, strict=True))
 
 
 def _missing(
-    model: EditableModel, site: Site, folder: Path | None, store: StatisticsStore
+    model: EditableModel, sites: Sequence[Site], folder: Path | None, store: StatisticsStore
 ) -> StatisticsMissingError:
     out = "" if folder is None else f" --out {folder}"
-    others = store.others(site)
+    others = [name for site in sites for name in store.others(site)]
     aside = (
         f" {len(others)} file(s) there are of another base or tokenizer, or unfinished."
         if others
         else ""
     )
+    layers = [site.layer for site in sites]
+    named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
+    asked = " ".join(f"--layer {layer}" for layer in layers)
     return StatisticsMissingError(
-        f"No key statistics of layer {site.layer} of {model.name} in {store.folder}.{aside} Make "
-        f"them once with: editkit stats --model {model.name} --layer {site.layer} --corpus "
+        f"No key statistics of {named} of {model.name} in {store.folder}.{aside} Make "
+        f"them once with: editkit stats --model {model.name} {asked} --corpus "
         f"FILE.txt{out}. Or set covariance=auto, which makes them from text the model samples.",
         model=model.name,
-        layer=site.layer,
+        layer=layers[0],
+        layers=tuple(layers),
         folder=str(store.folder),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from editkit_core.types import Site
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
 
-__all__ = ["inputs_digest"]
+__all__ = ["inputs_digest", "inputs_digests"]
 
 
 def inputs_digest(model: EditableModel, site: Site) -> str:
@@ -34,12 +35,23 @@ def inputs_digest(model: EditableModel, site: Site) -> str:
     Raises:
         UnsupportedModelError: A parameter is offloaded or quantised and there are no files to read.
     """
-    parts = {
+    return inputs_digests(model, [site])[0]
+
+
+def inputs_digests(model: EditableModel, sites: Sequence[Site]) -> tuple[str, ...]:
+    """Return :func:`inputs_digest` of each site; a tensor below several is hashed once.
+
+    Raises:
+        UnsupportedModelError: As there.
+    """
+    shared = {
         "config": config_digest(model.model.config),
         "tokenizer": tokenizer_digest(model.tokenizer),
-        "tensors": {name: _tensor_digest(model, name) for name in _parameters_below(model, site)},
     }
-    return hashlib.sha256(canonical(parts, "statistics inputs")).hexdigest()
+    below = [_parameters_below(model, site) for site in sites]
+    tensors = {name: _tensor_digest(model, name) for name in sorted({n for b in below for n in b})}
+    parts = [{**shared, "tensors": {name: tensors[name] for name in names}} for names in below]
+    return tuple(hashlib.sha256(canonical(part, "statistics inputs")).hexdigest() for part in parts)
 
 
 def _parameters_below(model: EditableModel, site: Site) -> list[str]:

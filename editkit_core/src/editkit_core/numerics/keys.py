@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from editkit_core.errors import NonFiniteEditError
-from editkit_core.models.text import EncodedPair, pad_batch, position
-from editkit_core.models.trace import record
+from editkit_core.models.text import EncodedPair, position
+from editkit_core.numerics.states import states_at
 from editkit_core.types import EditRequest, Site
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ __all__ = [
     "mention_keys",
     "subject_keys",
 ]
-
-_BATCH_ROWS = 32
 
 
 def context_pairs(
@@ -125,16 +123,7 @@ def keys_at(
     Raises:
         NonFiniteEditError: A key is not finite.
     """
-    keys = []
-    for first in range(0, len(places), _BATCH_ROWS):
-        rows = [tuple(ids[: at + 1]) for ids, at in places[first : first + _BATCH_ROWS]]
-        batch = pad_batch(rows, model.pad_id, device=model.device)
-        with torch.no_grad(), record(model.model, [site.module], inputs=True, stop=True) as seen:
-            model.logits(batch)
-        last = torch.tensor([batch.index(row, len(ids) - 1) for row, ids in enumerate(rows)])
-        states = seen[site.module]  # (rows, len, d_in)
-        keys.append(states[torch.arange(len(rows)), last].to("cpu", torch.float64))
-    stacked = torch.cat(keys)
+    stacked = states_at(model, site.module, places, inputs=True)
     if not bool(torch.isfinite(stacked).all()):
         raise NonFiniteEditError(
             f"A key at {site.module} is not finite. Load the model in float32.", module=site.module

@@ -34,6 +34,7 @@ __all__ = ["StatisticsStore", "check_moments", "default_folder"]
 
 _METADATA = "editkit_statistics"
 _TENSOR = "total"
+_TEXTS = "texts"
 _FORMAT = 1
 _ENDING = ".statistics.safetensors"
 
@@ -46,6 +47,8 @@ class _Header:
     documents: int
     complete: bool
     tensor: str
+    texts: str | None = None
+    error: float | None = None
 
 
 def default_folder() -> Path:
@@ -85,18 +88,41 @@ class StatisticsStore:
                 return moments
         return None
 
-    def find(self, model: EditableModel, site: Site) -> KeyMoments | None:
+    def find(
+        self, model: EditableModel, site: Site, *, digest: str | None = None
+    ) -> KeyMoments | None:
         """Return the finished statistics that fit a model and site; the most tokens win.
+
+        Args:
+            model: The model.
+            site: The weight whose keys count.
+            digest: Its `inputs_digest`, when it is known already.
 
         Raises:
             StatisticsError: A file that should fit is damaged.
         """
-        pattern = f"{site.module}-{inputs_digest(model, site)[:16]}-*{_ENDING}"
-        found = [self.load(path) for path in sorted(self.folder.glob(pattern))]
+        digest = digest or inputs_digest(model, site)
+        found = [self.load(path) for path in self.candidates(model, site, digest=digest)]
         fitting = [moments for moments in found if moments.complete]
         for moments in fitting:
-            check_moments(moments, model, site)
+            check_moments(moments, model, site, digest=digest)
         return max(fitting, key=lambda moments: moments.count, default=None)
+
+    def candidates(
+        self, model: EditableModel, site: Site, *, digest: str | None = None
+    ) -> list[Path]:
+        """Return the files named for a model and site, finished or not, without reading them."""
+        digest = digest or inputs_digest(model, site)
+        return sorted(self.folder.glob(f"{site.module}-{digest[:16]}-*{_ENDING}"))
+
+    def files(self) -> list[Path]:
+        """Return the files of finished statistics, of any model."""
+        return [path for path in sorted(self.folder.glob(f"*{_ENDING}")) if self.is_finished(path)]
+
+    @staticmethod
+    def is_finished(path: Path) -> bool:
+        """Say by a file's name whether its statistics are finished."""
+        return not path.name.endswith(f".partial{_ENDING}")
 
     def others(self, site: Site) -> tuple[str, ...]:
         """Return the file names of statistics of the same module, whatever their base."""
@@ -116,9 +142,14 @@ class StatisticsStore:
             documents=moments.documents,
             complete=moments.complete,
             tensor=tensor_digest(_TENSOR, moments.total.numpy()),
+            texts=tensor_digest(_TEXTS, moments.texts.numpy()) if len(moments.texts) else None,
+            error=moments.error,
         )
         text = canonical(converter().unstructure(header), "statistics header").decode()
-        data = save({_TENSOR: moments.total.contiguous()}, metadata={_METADATA: text})
+        tensors = {_TENSOR: moments.total.contiguous()}
+        if len(moments.texts):
+            tensors[_TEXTS] = moments.texts.contiguous()
+        data = save(tensors, metadata={_METADATA: text})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -161,8 +192,16 @@ class StatisticsStore:
         return self.folder / f"{key.module}-{key.inputs_digest[:16]}-{key.digest[:16]}{ending}"
 
 
-def check_moments(moments: KeyMoments, model: EditableModel, site: Site) -> None:
+def check_moments(
+    moments: KeyMoments, model: EditableModel, site: Site, *, digest: str | None = None
+) -> None:
     """Refuse statistics that were not made at this site of this model.
+
+    Args:
+        moments: The statistics.
+        model: The model.
+        site: The weight whose keys count.
+        digest: Its `inputs_digest`, when it is known already.
 
     Raises:
         StatisticsMismatchError: The base or the layer differs; both are named.
@@ -174,7 +213,7 @@ def check_moments(moments: KeyMoments, model: EditableModel, site: Site) -> None
             expected=site.module,
             found=moments.key.module,
         )
-    expected = inputs_digest(model, site)
+    expected = digest or inputs_digest(model, site)
     if moments.key.inputs_digest != expected:
         raise StatisticsMismatchError(
             f"The key statistics were made on {moments.key.model} with digest "
@@ -189,23 +228,31 @@ def _parse(data: bytes) -> KeyMoments:
     length = int.from_bytes(data[:8], "little")
     outer = parse_json(data[8 : 8 + length], "header")
     metadata = outer["__metadata__"]
-    if set(metadata) != {_METADATA} or set(outer) != {"__metadata__", _TENSOR}:
+    if set(metadata) != {_METADATA} or set(outer) - {_TEXTS} != {"__metadata__", _TENSOR}:
         raise ValueError(f"it holds {sorted(outer)} with metadata {sorted(metadata)}")
     fields = json.loads(metadata[_METADATA])
     if fields.get("format") != _FORMAT:
         raise ValueError(f"it has format {fields.get('format')!r}, this version reads {_FORMAT}")
     header = converter().structure(fields, _Header)
-    total = load(data)[_TENSOR]
+    tensors = load(data)
+    total = tensors[_TENSOR]
     square = total.ndim == 2 and total.shape[0] == total.shape[1]
     if total.dtype != torch.float64 or not square or not bool(torch.isfinite(total).all()):
         raise ValueError(f"its tensor is {total.dtype} {tuple(total.shape)} or not finite")
     found = tensor_digest(_TENSOR, total.numpy())
     if found != header.tensor:
         raise ValueError(f"its tensor has digest {found}, the header says {header.tensor}")
+    texts = tensors.get(_TEXTS)
+    if (header.texts is None) != (texts is None):
+        raise ValueError("its list of texts is not what the header says")
+    if texts is not None and tensor_digest(_TEXTS, texts.numpy()) != header.texts:
+        raise ValueError("its list of texts has another digest than the header says")
     return KeyMoments(
         key=header.key,
         total=total,
         count=header.count,
         documents=header.documents,
         complete=header.complete,
+        error=header.error,
+        **({} if texts is None else {"texts": texts}),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from editkit_core.models.text import Batch, pad_batch
+from editkit_core.numerics.upper import LayerCache, Upper, unasked
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
@@ -37,7 +38,7 @@ class Suffixes:
 
     model: EditableModel
     batch: Batch
-    cached: tuple[tuple[Tensor, Tensor], ...]
+    cached: tuple[LayerCache, ...]
 
     @classmethod
     def split(
@@ -68,9 +69,14 @@ class Suffixes:
         for layer, (keys, values) in enumerate(self.cached):
             cache.update(keys, values, layer)
         body = self.model.module(self.model.family.body)
-        out = body(**self.batch.inputs(), past_key_values=cache, use_cache=True)
+        with unasked(self.model, len(self.batch.input_ids)):
+            out = body(**self.batch.inputs(), past_key_values=cache, use_cache=True)
         states: Tensor = out.last_hidden_state
         return states
+
+    def above(self, layer: int) -> Upper:
+        """Return the blocks above a layer on these rows, to be run from that layer's output."""
+        return Upper.above(self.model, layer, self.batch, self.cached)
 
 
 def _left_padded(parts: Sequence[Sequence[int]], model: EditableModel) -> Batch:
@@ -88,11 +94,12 @@ def _left_padded(parts: Sequence[Sequence[int]], model: EditableModel) -> Batch:
 
 
 @torch.no_grad()
-def _run(model: EditableModel, head: Batch) -> tuple[tuple[Tensor, Tensor], ...]:
+def _run(model: EditableModel, head: Batch) -> tuple[LayerCache, ...]:
     if head.input_ids.shape[1] == 0:
         return ()
     cache = DynamicCache()
-    model.module(model.family.body)(**head.inputs(), past_key_values=cache, use_cache=True)
+    with unasked(model, len(head.input_ids)):
+        model.module(model.family.body)(**head.inputs(), past_key_values=cache, use_cache=True)
     # A row that is padding throughout attends to nothing and may hold NaN, which a weight of 0
     # would not remove.
     padding = head.attention_mask[:, None, :, None] == 0

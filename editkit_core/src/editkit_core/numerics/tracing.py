@@ -11,7 +11,9 @@ Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT", se
     appendix B.
 Differs: The window of layers for ``mlp`` and ``attention`` shrinks with the model's depth (see
     :func:`window_width`), since 10 layers would be all of a small model. Tokens before the subject
-    are not run: in a causal model nothing there was corrupted, so their effect is exactly 0.
+    are not run: in a causal model nothing there was corrupted, so their effect is exactly 0. A cell
+    runs only what its state reaches, the tokens from its own on and the layers above it; the
+    reference runs the whole model for each.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 
 from editkit_core.errors import InvalidParameterError, did_you_mean
 from editkit_core.models.editable import EditableModel
-from editkit_core.numerics.tracing_grid import baseline, restored_probabilities, window_width
+from editkit_core.numerics.tracing_grid import restored_probabilities, window_width
 from editkit_core.numerics.tracing_prompt import (
     TracedPrompt,
     answers_as_expected,
@@ -77,7 +79,7 @@ def trace_request(
         window_share: The window is at most this share of the layers (see :func:`window_width`);
             1.0 takes ``window`` as it is.
         seed: Seed of the noise.
-        batch_cells: Cells in one forward pass: memory grows with it, results
+        batch_cells: Most cells in one forward pass: memory grows with it, results
             agree to rounding.
         answer: The answer whose first token is traced, for example ``request.target_true``; None
             traces the model's own greedy next token.
@@ -106,7 +108,7 @@ def trace_request(
     progress = progress or SilentProgress()
     progress.start("tracing", len(chosen) * len(tokens) * model.n_layers)
     try:
-        p_clean, p_corrupted = baseline(run)
+        p_clean, p_corrupted = run.baseline()
         effects = {kind: np.zeros((len(prompt.ids), model.n_layers)) for kind in chosen}
         for kind in chosen:
             restored = restored_probabilities(
@@ -196,7 +198,7 @@ def propose_layer(
     try:
         for prompt in traced:
             run = settings.corrupt(model, prompt, scale)
-            _, p_corrupted = baseline(run)
+            _, p_corrupted = run.baseline()
             restored = restored_probabilities(
                 run,
                 "mlp",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import attrs
+import numpy as np
 
 from editkit_core.models.editable import EditableModel
 from editkit_core.numerics.tracing_result import FloatArray, TraceKind
 from editkit_core.numerics.tracing_run import Cell, CorruptedRun
 from editkit_core.types import Progress
+
+# A block's weights are read once a pass, which takes about as long as this many tokens' sums.
+PASS_TOKENS = 32
 
 
 def window_width(n_layers: int, window: int, share: float) -> int:
@@ -34,12 +38,6 @@ def cell_of(model: EditableModel, kind: TraceKind, token: int, layer: int, width
     return Cell(tuple(name(near) for near in layers), (token,))
 
 
-def baseline(run: CorruptedRun) -> tuple[float, float]:
-    """Return p(answer) of the clean row, and its mean over the noisy rows with nothing restored."""
-    clean, noisy = run.probabilities([Cell()])
-    return clean, float(noisy.mean())
-
-
 def restored_probabilities(
     run: CorruptedRun,
     kind: TraceKind,
@@ -56,15 +54,56 @@ def restored_probabilities(
         kind: What is restored.
         tokens: Token indices in the prompt.
         width: Layers restored together, see :func:`window_width`.
-        batch_cells: Cells in one forward pass.
+        batch_cells: Most cells in one forward pass.
         progress: Advanced by the cells of each pass.
     """
     layers = range(run.model.n_layers)
     cells = [cell_of(run.model, kind, token, layer, width) for token in tokens for layer in layers]
-    means = []
-    for first in range(0, len(cells), batch_cells):
-        part = cells[first : first + batch_cells]
-        means.append(run.probabilities(part)[1].mean(dim=1))
+    means: FloatArray = np.zeros(len(cells))
+    costs = [
+        Cost(len(layers) - 1 - run.states.start(cell), len(run.ids) - run.states.first(cell))
+        for cell in cells
+    ]
+    for part in passes(costs, run.samples, batch_cells):
+        found = run.probabilities([cells[number] for number in part])[1]  # (n_cells, samples)
+        means[part] = found.mean(dim=1).numpy()
         progress.advance(len(part), kind)
-    table: FloatArray = torch.cat(means).reshape(len(tokens), len(layers)).numpy()
-    return table
+    return means.reshape(len(tokens), len(layers))
+
+
+@attrs.frozen
+class Cost:
+    """What a cell makes a pass run: blocks, and tokens of each row."""
+
+    blocks: int
+    tokens: int
+
+
+def passes(costs: Sequence[Cost], samples: int, most: int) -> list[list[int]]:
+    """Return the numbers of the cells that share each pass.
+
+    A pass runs the most blocks and tokens that one of its cells needs, for all of them. Cells that
+    need much the same go together, as long as what is run in vain costs less than another pass.
+
+    Args:
+        costs: What each cell needs.
+        samples: Rows of a cell.
+        most: Most cells in a pass.
+    """
+    order = sorted(range(len(costs)), key=lambda i: (-costs[i].blocks, -costs[i].tokens))
+    parts: list[list[int]] = []
+    for number in order:
+        cost = costs[number]
+        if parts and len(parts[-1]) < most:
+            together = [costs[i] for i in parts[-1]] + [cost]
+            if samples * _in_vain(together) <= PASS_TOKENS * (1 + cost.blocks):
+                parts[-1].append(number)
+                continue
+        parts.append([number])
+    return parts
+
+
+def _in_vain(costs: Sequence[Cost]) -> int:
+    """Return how many tokens are run through a block that no cell needs, a row of each."""
+    run = max(cost.blocks for cost in costs) * max(cost.tokens for cost in costs)
+    return sum(run - cost.blocks * cost.tokens for cost in costs)

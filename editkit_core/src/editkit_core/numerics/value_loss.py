@@ -1,26 +1,46 @@
 """The loss that a target value is trained on; its formula stands in :mod:`.value_opt`.
 
-Legend: d_out: width of the site's output; n: places at which logits are read (n_t target, n_k
-drift, n_e essence places, n_s endings); vocab: logits a place.
+Everything is computed for several requests at once, the *owners* of the rows; they do not influence
+each other.
+
+Legend: d: width of the site's output and of the hidden states; owners: requests; parts: vectors a
+request, one, or a second one at the attention's output; n: places at which logits are read (n_t
+target, n_k drift, n_e essence places, n_s endings); vocab: logits a place.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from editkit_core.models.trace import record, replace_output
 from editkit_core.numerics.suffixes import Suffixes
-from editkit_core.numerics.value_rows import KlPosition, Places, ValueRows
+from editkit_core.numerics.upper import Upper
+from editkit_core.numerics.value_rows import KlPosition, ValueRows
 from editkit_core.types import Site
+
+if TYPE_CHECKING:
+    from editkit_core.models.editable import EditableModel
 
 LrMode = Literal["absolute", "relative"]
 ClampMode = Literal["value", "stream"]
+Output = Literal["module", "block"]
 
-__all__ = ["ClampMode", "Clean", "LrMode", "Objective", "ValueSettings", "spare_old_answer"]
+__all__ = [
+    "ClampMode",
+    "Clean",
+    "Losses",
+    "LrMode",
+    "Objective",
+    "Output",
+    "ValueSettings",
+    "spare_old_answer",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -43,6 +63,15 @@ class ValueSettings:
         essence_factor: Factor of the essence term.
         ending_factor: Factor of the ending term.
         seed: Seed of these texts.
+        probability_stop: Stop when the target's probability, mean over contexts, is at least this;
+            None goes by the loss alone.
+        output: Whose output v0 is: the site's ``module``, or the ``block``'s, as MEMIT takes it.
+            The same δ does the same to both, for the first is added to the second.
+        attention: Whether a second vector is trained along, added to the output of the layer's
+            attention, as PMET does; it has its own clamp and decay.
+        said_damping: Factor on NLL while the target is the likeliest at all its places; PMET's.
+        said_kl_stop: While it is, stop at a KL (without its factor) of at most this; None never
+            stops so.
     """
 
     steps: int = 20
@@ -60,23 +89,43 @@ class ValueSettings:
     essence_factor: float = 1.0
     ending_factor: float = 0.0
     seed: int = 0
+    probability_stop: float | None = None
+    output: Output = "module"
+    attention: bool = False
+    said_damping: float = 1.0
+    said_kl_stop: float | None = None
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Clean:
-    """What the unedited model gives on the rows: log-probabilities ``(n, vocab)`` at each place."""
+    """What the unedited model gives on the rows.
 
-    before: Tensor  # (d_out,) float32
-    share: Tensor  # (rows, after), how much of δ each token's output gets
-    stream_norm: float
-    target: Tensor
-    drift: Tensor
-    essence: Tensor
-    ending: Tensor
+    Attributes:
+        before: v0 of each owner's parts, ``(owners, parts, d)`` float32.
+        share: ``(rows, after)`` float32, how much of δ each token's output gets.
+        stream_norm: Mean norm of the block's output at the edited token, ``(owners,)`` float32.
+        hidden: The block's output, ``(rows, after, d)``; with a vector at the attention that of the
+            block below, None when there is none.
+        logs: Log-probabilities ``(n, vocab)`` float32 at drift, essence and ending places.
+        best: The likeliest token at each target place, ``(n_t,)`` int64.
+    """
+
+    before: Tensor
+    share: Tensor
+    stream_norm: Tensor
+    hidden: Tensor | None
+    logs: tuple[Tensor, Tensor, Tensor]
+    best: Tensor
 
     @classmethod
     def read(
-        cls, site: Site, rows: ValueRows, suffixes: Suffixes, reading: Tensor | None = None
+        cls,
+        site: Site,
+        rows: ValueRows,
+        suffixes: Suffixes,
+        readings: Sequence[Tensor | None] | None = None,
+        output: Output = "module",
+        attention: bool = False,
     ) -> Clean:
         """Run the unedited model once.
 
@@ -84,44 +133,55 @@ class Clean:
             site: Where the value is written.
             rows: What is run.
             suffixes: The rows from where they are split.
-            reading: ``(d_in,)``: the output at a token with key k gets ``reading · k`` times δ, as
-                a rank-one change of the weight gives it; None gives the edited token δ and no
-                other.
+            readings: For each owner ``(d_in,)``: the output at a token with key k gets
+                ``reading · k`` times δ, as a rank-one change of the weight gives it; None gives the
+                edited token δ and no other.
+            output: Whose output v0 is.
+            attention: Whether the attention's output is a second part.
         """
         model = suffixes.model
         block = model.family.block(site.layer)
+        below = model.family.block(site.layer - 1) if site.layer else None
+        parts = [site.module if output == "module" else block]
+        parts += [model.family.attention(site.layer)] if attention else []
+        names = {site.module, block, *parts, *([below] if below else [])}
         with (
             torch.no_grad(),
-            record(model.model, [site.module, block]) as seen,
+            record(model.model, sorted(names)) as seen,
             record(model.model, [site.module], inputs=True) as keys,
         ):
-            target, drift, essence, ending = _log_probabilities(suffixes, rows)
-        every = torch.arange(len(rows.ids), device=seen[block].device)
-        at = torch.tensor(rows.edited, device=every.device) - torch.tensor(
-            rows.split, device=every.device
-        )
-        stream = seen[block][every, at][: rows.n_contexts].float()  # (contexts, d_model)
-        output = seen[site.module]  # (rows, after, d_out)
-        if reading is None:
-            share = torch.zeros(output.shape[:2], dtype=output.dtype, device=output.device)
-            share[every, at] = 1.0
-        else:
-            share = keys[site.module].float() @ reading.float().to(output.device)  # (rows, after)
+            states = suffixes.states()
+        logits = _logits(model, states, rows)
+        device = seen[block].device
+        every = torch.arange(len(rows.ids), device=device)
+        at = torch.tensor(rows.edited, device=device) - torch.tensor(rows.split, device=device)
+        stream = seen[block][rows.contexts, at[rows.contexts]].float()  # (contexts, d)
+        share = torch.zeros(seen[block].shape[:2], dtype=torch.float32, device=device)
+        share[every, at] = 1.0
+        for owner, reading in enumerate(readings or ()):
+            if reading is not None:
+                mine = rows.owner == owner
+                share[mine] = keys[site.module][mine].float() @ reading.float().to(device)
         return cls(
-            before=output[0, at[0]].float(),
+            before=torch.stack(
+                [seen[part][rows.bare, at[rows.bare]].float() for part in parts], dim=1
+            ),
             share=share,
-            stream_norm=float(stream.norm(dim=1).mean()),
-            target=target,
-            drift=drift,
-            essence=essence,
-            ending=ending,
+            stream_norm=rows.mean(stream.norm(dim=1)),
+            hidden=(seen[below] if below else None) if attention else seen[block],
+            logs=(logits[1].log_softmax(1), logits[2].log_softmax(1), logits[3].log_softmax(1)),
+            best=logits[0].argmax(dim=1),
         )
 
-    def already_known(self, rows: ValueRows) -> bool:
-        """Return whether the model says the target after the bare prompt, token by token."""
-        bare = rows.target.row == 0
-        best = self.target[bare].argmax(dim=1)
-        return bool((best == rows.target.label[bare]).all())
+    def already_known(self, rows: ValueRows) -> list[bool]:
+        """Return whether the model says each target after the bare prompt, token by token."""
+        wrong = (self.best != rows.target.label) & (rows.target.row == rows.bare[_owner(rows)])
+        return (rows.total(wrong.long(), rows.target) == 0).tolist()
+
+
+def _owner(rows: ValueRows) -> Tensor:
+    """Return the owner of each target place, ``(n_t,)``."""
+    return rows.owner[rows.target.row]
 
 
 def spare_old_answer(clean: Clean, rows: ValueRows) -> tuple[Clean, ValueRows]:
@@ -129,54 +189,144 @@ def spare_old_answer(clean: Clean, rows: ValueRows) -> tuple[Clean, ValueRows]:
 
     Otherwise the essence term would protect the very fact that is to change.
     """
-    old = clean.target[0].argmax()
-    kept = (clean.essence.argmax(dim=1) != old) & (rows.essence.label != old)
+    if not len(rows.essence):
+        return clean, rows
+    owners = _owner(rows)
+    first = torch.stack([(owners == i).nonzero()[0, 0] for i in range(rows.owners)])
+    drift, essence, ending = clean.logs
+    owner = rows.owner[rows.essence.row]
+    old = clean.best[first][owner]  # (n_e,)
+    kept = (essence.argmax(dim=1) != old) & (rows.essence.label != old)
     return (
-        attrs.evolve(clean, essence=clean.essence[kept]),
-        attrs.evolve(rows, essence=rows.essence.keep(kept)),
+        attrs.evolve(clean, logs=(drift, essence[kept], ending)),
+        attrs.evolve(rows, essence=rows.essence.where(kept).weighing(owner[kept])),
     )
+
+
+@attrs.frozen(eq=False)
+class Losses:
+    """What L is made of, ``(owners,)`` each.
+
+    Attributes:
+        loss: L.
+        probability: The whole target's, mean over contexts.
+        said: Whether the target is the likeliest at all its places.
+        kl: The KL term without its factor.
+    """
+
+    loss: Tensor
+    probability: Tensor
+    said: Tensor
+    kl: Tensor
+
+    def reached(self, settings: ValueSettings) -> Tensor:
+        """Return which owners are done, ``(owners,)`` bool."""
+        done = self.loss.detach() < settings.loss_stop
+        if settings.probability_stop is not None:
+            done = done | (self.probability >= settings.probability_stop)
+        if settings.said_kl_stop is not None:
+            done = done | (self.said & (self.kl <= settings.said_kl_stop))
+        return done
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Objective:
-    """L(δ) of one job."""
+    """L(δ) of every owner.
+
+    Attributes:
+        site: Where the values are written.
+        rows: What is run.
+        upper: The blocks above the site's; with a vector at the attention the site's too.
+        clean: What the unedited model gives.
+        settings: The factors of the terms.
+    """
 
     site: Site
     rows: ValueRows
-    suffixes: Suffixes
+    upper: Upper
     clean: Clean
     settings: ValueSettings
 
-    def __call__(self, delta: Tensor) -> tuple[Tensor, float]:
-        """Return L and the target's mean probability over contexts, for ``delta (d_out,)``."""
-        model = self.suffixes.model.model
-        with replace_output(model, self.site.module, lambda output: self._changed(output, delta)):
-            target, drift, essence, ending = _log_probabilities(self.suffixes, self.rows)
-        places = self.rows.target
-        spoken = target.gather(1, places.label[:, None])[:, 0]  # (n_t, vocab) -> (n_t,)
-        loss = -(places.weight * spoken).sum() + self._decay(delta)
-        if len(drift):
-            kl = _kl(drift, self.clean.drift)  # (n_k,)
-            loss = loss + self.settings.kl_factor * (self.rows.drift.weight * kl).sum()
-        if len(essence):
-            kl = _kl(self.clean.essence, essence)  # (n_e,)
-            loss = loss + self.settings.essence_factor * (self.rows.essence.weight * kl).sum()
-        if len(ending):
-            kl = _kl(self.clean.ending, ending)  # (n_s,)
-            loss = loss + self.settings.ending_factor * (self.rows.ending.weight * kl).sum()
-        joint = spoken.new_zeros(self.rows.n_contexts).index_add(0, places.row, spoken)
-        return loss, float(joint.detach().exp().mean())
+    def __call__(self, deltas: Tensor) -> Losses:
+        """Return L and its parts for the vectors ``deltas (owners, parts, d)``, float32."""
+        return self.of_states(self._states(deltas), deltas)
 
-    def _changed(self, output: Tensor, delta: Tensor) -> Tensor:
-        """Add to ``output (rows, after, d_out)`` each token's share of ``delta (d_out,)``."""
-        change = self.clean.share[..., None] * delta.to(self.clean.share)
+    def of_states(self, states: Tensor, deltas: Tensor) -> Losses:
+        """Return L and its parts from what feeds the head.
+
+        Args:
+            states: ``(rows, after, d)``, with the vectors' effect in them.
+            deltas: The vectors, ``(owners, parts, d)``; they decay.
+        """
+        rows, settings = self.rows, self.settings
+        target, *others = _logits(self.upper.model, states, rows)
+        spoken = -cross_entropy(target, rows.target.label, reduction="none")  # (n_t,)
+        wrong = rows.total((target.argmax(dim=1) != rows.target.label).long(), rows.target)
+        said = wrong == 0
+        nll = -rows.total(rows.target.weight * spoken, rows.target)
+        loss = self._decay(deltas) + nll * torch.where(said, settings.said_damping, 1.0)
+        drift = torch.zeros_like(nll)
+        factors = (settings.kl_factor, settings.essence_factor, settings.ending_factor)
+        for number, (factor, places) in enumerate(zip(factors, rows.groups[1:], strict=True)):
+            if len(places):
+                old, new = self.clean.logs[number], others[number].log_softmax(dim=1)
+                kl = _kl(new, old) if number == 0 else _kl(old, new)  # (n,)
+                term = rows.total(places.weight * kl, places)
+                loss = loss + factor * term
+                drift = term if number == 0 else drift
+        joint = spoken.detach().new_zeros(len(rows.ids))
+        joint = joint.index_add(0, rows.target.row, spoken.detach())
+        return Losses(loss, rows.mean(joint[rows.contexts].exp()), said, drift.detach())
+
+    def keep(self, owners: Tensor) -> Objective:
+        """Return the objective of some owners alone; see :meth:`.ValueRows.keep`."""
+        rows, numbers, masks = self.rows.keep(owners)
+        clean = self.clean
+        return Objective(
+            site=self.site,
+            rows=rows,
+            upper=self.upper.keep(numbers),
+            clean=Clean(
+                before=clean.before[owners],
+                share=clean.share[numbers],
+                stream_norm=clean.stream_norm[owners],
+                hidden=None if clean.hidden is None else clean.hidden[numbers],
+                logs=(
+                    clean.logs[0][masks[1]],
+                    clean.logs[1][masks[2]],
+                    clean.logs[2][masks[3]],
+                ),
+                best=clean.best[masks[0]],
+            ),
+            settings=self.settings,
+        )
+
+    def _states(self, deltas: Tensor) -> Tensor:
+        """Return what feeds the head with the vectors added, ``(rows, after, d)``."""
+        each = deltas[self.rows.owner]  # (rows, parts, d)
+        if not self.settings.attention:
+            assert self.clean.hidden is not None  # the block's own output
+            return self.upper.states(self._plus(self.clean.hidden, each[:, 0]))
+        model, layer = self.upper.model, self.site.layer
+        attention = model.family.attention(layer)
+        with (
+            replace_output(model.model, self.site.module, lambda out: self._plus(out, each[:, 0])),
+            replace_output(model.model, attention, lambda out: self._plus(out, each[:, 1])),
+        ):
+            return self.upper.states(self.clean.hidden)
+
+    def _plus(self, output: Tensor, each: Tensor) -> Tensor:
+        """Add to ``output (rows, after, d)`` each token's share of its row's ``each (rows, d)``."""
+        change = self.clean.share[..., None] * each[:, None]
         return output + change.to(output.device, output.dtype)
 
-    def _decay(self, delta: Tensor) -> Tensor:
+    def _decay(self, deltas: Tensor) -> Tensor:
         relative = self.settings.lr_mode == "relative"
-        scale = self.clean.stream_norm if relative else float(self.clean.before.norm()) ** 2
-        norm: Tensor = torch.linalg.vector_norm(delta)
-        return norm * (self.settings.weight_decay / scale)
+        squared = self.clean.before.norm(dim=2) ** 2  # (owners, parts)
+        scale = self.clean.stream_norm[:, None] if relative else squared
+        norms = torch.linalg.vector_norm(deltas, dim=2)
+        total: Tensor = (norms * (self.settings.weight_decay / scale)).sum(dim=1)
+        return total
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -184,19 +334,13 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def _log_probabilities(
-    suffixes: Suffixes, rows: ValueRows
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return log-probabilities ``(n, vocab)`` float32 at target, drift, essence and ending places.
+def _logits(model: EditableModel, states: Tensor, rows: ValueRows) -> tuple[Tensor, ...]:
+    """Return logits ``(n, vocab)`` float32 at target, drift, essence and ending places.
 
-    The head is run on these places only.
+    The head is run on these places only; ``states`` are ``(rows, after, d)``.
     """
-    states = suffixes.states()  # (rows, after, d)
-    groups: tuple[Places, ...] = (rows.target, rows.drift, rows.essence, rows.ending)
-    row = torch.cat([places.row for places in groups])
-    column = torch.cat([places.column for places in groups])
-    head = suffixes.model.module(suffixes.model.family.head)
-    logits = head(states[row, column])  # (n, d) -> (n, vocab)
-    logs = torch.log_softmax(logits.float(), dim=1)
-    target, drift, essence, ending = torch.split(logs, [len(places) for places in groups])
-    return target, drift, essence, ending
+    row = torch.cat([places.row for places in rows.groups])
+    column = torch.cat([places.column for places in rows.groups])
+    head = model.module(model.family.head)
+    logits: Tensor = head(states[row, column]).float()  # (n, d) -> (n, vocab)
+    return torch.split(logits, [len(places) for places in rows.groups])

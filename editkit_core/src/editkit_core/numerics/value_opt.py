@@ -1,6 +1,7 @@
 """Find the value that a weight should give at a token, so that the model says something else.
 
-A vector δ is added to the site's output at the edited token of every row and trained by Adam::
+A vector δ is added to the site's output at the edited token of every row and trained by Adam, for
+many requests at once, each with its own δ, stop and clamp::
 
     L(δ) = NLL + KL + essence + ending + decay
     NLL     = mean over contexts of the mean over target tokens of -log p_δ(token)
@@ -13,7 +14,10 @@ A vector δ is added to the site's output at the edited token of every row and t
 p_0 is the model's own prediction, v0 the site's output for the bare prompt, *stream* the mean norm
 of the block's output at the edited token over the contexts. One iteration is: forward; stop when
 L < loss_stop or in the last iteration, so at most ``steps - 1`` updates; update; shrink δ to
-``clamp_norm`` times ‖v0‖ or *stream*.
+``clamp_norm`` times ‖v0‖ or *stream*. The rows of a request that stops are dropped.
+
+What δ leaves as it was is run once: the blocks up to the site's, and in every block the tokens
+before the edited one. A pass runs the blocks above, and the head where logits are read.
 
 A job without ``reading`` adds δ at the edited token alone, as the paper does. The weight's
 rank-one change δ rᵀ that follows also reaches every other token, by r · k_t with its key k_t, and
@@ -32,11 +36,12 @@ Differs: Rows are encoded once, as whole texts; the reference decodes and encode
     The relative rate, the clamp on the stream's norm, the essence and ending terms and
     ``reading`` are ours.
 
-Legend: d_out: width of the site's output.
+Legend: d_out: width of the site's output, which is that of the hidden states.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -56,7 +61,7 @@ from editkit_core.numerics.value_loss import (
     ValueSettings,
     spare_old_answer,
 )
-from editkit_core.numerics.value_rows import build_rows
+from editkit_core.numerics.value_rows import ValueRows, build_rows, stack_rows
 from editkit_core.types import EditRequest, Progress, SilentProgress, Site
 
 if TYPE_CHECKING:
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
 
 # Narrow enough that what the model writes about a subject is about the subject.
 _ESSENCE_TOP_K = 10
+VALUE_BATCH = 8
 
 __all__ = [
     "ClampMode",
@@ -108,7 +114,9 @@ class ValueResult:
 
     Attributes:
         delta: δ, ``(d_out,)`` float32 on the CPU.
-        before: v0, the site's output for the bare prompt, ``(d_out,)`` float32 on the CPU.
+        before: v0, the site's or the block's output for the bare prompt, ``(d_out,)`` float32 on
+            the CPU.
+        attention: The vector that was trained along at the attention's output, if any.
         stream_norm: Mean norm of the block's output at the edited token.
         losses: L at each iteration.
         probabilities: At each iteration the probability of the whole target, mean over contexts.
@@ -123,6 +131,7 @@ class ValueResult:
     probabilities: tuple[float, ...]
     updates: int
     already_known: bool
+    attention: Tensor | None = None
 
     @property
     def value(self) -> Tensor:
@@ -135,18 +144,20 @@ def optimise_values(
     jobs: Sequence[ValueJob],
     settings: ValueSettings,
     progress: Progress | None = None,
+    *,
+    batch: int = VALUE_BATCH,
 ) -> list[ValueResult]:
     """Optimise the target value of each job; each stops on its own.
 
     Parameters, their gradients, the modules' modes and the global random state are left alone: δ is
-    the only leaf that asks for a gradient, so nothing below the site is differentiated. Tokens
-    before the edited one are run once.
+    the only leaf that asks for a gradient, so nothing below the site is differentiated.
 
     Args:
         model: The model; it is only read.
         jobs: What to optimise; jobs do not influence each other.
         settings: How.
         progress: Told after each iteration, with the loss.
+        batch: How many jobs to optimise at once; memory grows with it.
 
     Returns:
         One result a job, in order.
@@ -155,16 +166,99 @@ def optimise_values(
         PromptTooLongError: A row does not fit the model's context.
         EmptyTargetError: A target has no token of its own.
         NonFiniteEditError: NaN or infinity appeared.
+        InvalidParameterError: ``batch`` is below 1.
     """
+    if batch < 1:
+        raise InvalidParameterError(f"value_batch is {batch}; it must be 1 or more.", batch=batch)
     progress = progress or SilentProgress()
+    results: list[ValueResult] = []
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model.model):
-        return [_optimise(model, job, settings, progress) for job in jobs]
+        for site, run in itertools.groupby(jobs, key=lambda job: job.site):
+            alike = list(run)
+            for first in range(0, len(alike), batch):
+                together = alike[first : first + batch]
+                results += _optimise(model, site, together, settings, progress)
+    return results
 
 
 def _optimise(
-    model: EditableModel, job: ValueJob, settings: ValueSettings, progress: Progress
-) -> ValueResult:
-    rows = build_rows(
+    model: EditableModel,
+    site: Site,
+    jobs: Sequence[ValueJob],
+    settings: ValueSettings,
+    progress: Progress,
+) -> list[ValueResult]:
+    objective, known = _objective(model, site, jobs, settings)
+    clean = objective.clean
+    owners, parts, width = clean.before.shape
+    unit = torch.ones_like(clean.stream_norm)
+    if settings.lr_mode == "relative":
+        unit = clean.stream_norm / width**0.5
+    reach = clean.before.norm(dim=2)  # (owners, parts)
+    if settings.clamp_mode == "stream":
+        reach = clean.stream_norm[:, None].expand(owners, parts)
+    limits = (settings.clamp_norm * reach / unit[:, None]).tolist()
+    scaled = [torch.zeros_like(rows, requires_grad=True) for rows in clean.before]  # ε = δ / unit
+    adam = torch.optim.Adam(scaled, lr=settings.lr)
+    traces: list[list[tuple[float, float]]] = [[] for _ in jobs]
+    left = list(range(len(jobs)))
+    named = f" for {jobs[0].request.subject!r}" if len(jobs) == 1 else f"s of {len(jobs)} facts"
+    progress.start(f"target value{named}", settings.steps)
+    try:
+        for iteration in range(settings.steps):
+            now = objective(torch.stack([scaled[job] * unit[job] for job in left]))
+            losses, chances = now.loss.tolist(), now.probability.tolist()
+            for job, loss, chance in zip(left, losses, chances, strict=True):
+                _require_finite(loss, jobs[job])
+                traces[job].append((loss, chance))
+            progress.advance(note=f"loss {sum(losses) / len(losses):.2f}")
+            going = (~now.reached(settings)).nonzero()[:, 0].tolist()
+            if not going or iteration == settings.steps - 1:
+                break
+            grads = torch.autograd.grad(now.loss.sum(), [scaled[job] for job in left])
+            for i, job in enumerate(left):
+                scaled[job].grad = grads[i] if i in going else None
+            adam.step()
+            with torch.no_grad():
+                for i in going:
+                    for part, limit in zip(scaled[left[i]], limits[left[i]], strict=True):
+                        _shrink(part, limit)
+            if len(going) < len(left):
+                objective = objective.keep(torch.tensor(going, device=unit.device))
+                left = [left[i] for i in going]
+    finally:
+        progress.finish()
+    return [
+        _result(job, scaled[i].detach() * unit[i], clean, i, traces[i], known[i])
+        for i, job in enumerate(jobs)
+    ]
+
+
+def _objective(
+    model: EditableModel, site: Site, jobs: Sequence[ValueJob], settings: ValueSettings
+) -> tuple[Objective, list[bool]]:
+    """Build the rows, run the unedited model, and say which targets it knows already."""
+    rows = stack_rows([_rows(model, job, settings) for job in jobs])
+    suffixes = Suffixes.split(model, rows.ids, rows.split)
+    clean = Clean.read(
+        site,
+        rows,
+        suffixes,
+        [job.reading for job in jobs],
+        settings.output,
+        attention=settings.attention,
+    )
+    for i, job in enumerate(jobs):
+        _require_finite(clean.before[i], job)
+    known = clean.already_known(rows)
+    clean, rows = spare_old_answer(clean, rows)
+    upper = suffixes.above(site.layer - settings.attention)
+    objective = Objective(site=site, rows=rows, upper=upper, clean=clean, settings=settings)
+    return objective, known
+
+
+def _rows(model: EditableModel, job: ValueJob, settings: ValueSettings) -> ValueRows:
+    return build_rows(
         model,
         job.request,
         job.site,
@@ -175,45 +269,25 @@ def _optimise(
         whole=job.reading is not None,
         endings=settings.ending_factor > 0,
     )
-    suffixes = Suffixes.split(model, rows.ids, rows.split)
-    clean = Clean.read(job.site, rows, suffixes, job.reading)
-    _require_finite(clean.before, job)
-    known = clean.already_known(rows)
-    clean, rows = spare_old_answer(clean, rows)
-    objective = Objective(
-        site=job.site, rows=rows, suffixes=suffixes, clean=clean, settings=settings
-    )
-    unit = clean.stream_norm / len(clean.before) ** 0.5 if settings.lr_mode == "relative" else 1.0
-    reach = clean.stream_norm if settings.clamp_mode == "stream" else float(clean.before.norm())
-    scaled = torch.zeros_like(clean.before, requires_grad=True)  # ε = δ / unit
-    adam = torch.optim.Adam([scaled], lr=settings.lr)
-    losses: list[float] = []
-    probabilities: list[float] = []
-    progress.start(f"target value for {job.request.subject!r}", settings.steps)
-    try:
-        for iteration in range(settings.steps):
-            loss, probability = objective(scaled * unit)
-            _require_finite(loss, job)
-            losses.append(float(loss.detach()))
-            probabilities.append(probability)
-            progress.advance(note=f"loss {losses[-1]:.2f}")
-            if losses[-1] < settings.loss_stop or iteration == settings.steps - 1:
-                break
-            (scaled.grad,) = torch.autograd.grad(loss, scaled)
-            adam.step()
-            with torch.no_grad():
-                _shrink(scaled, settings.clamp_norm * reach / unit)
-    finally:
-        progress.finish()
-    delta = (scaled.detach() * unit).cpu()
-    _require_finite(delta, job)
+
+
+def _result(
+    job: ValueJob,
+    parts: Tensor,
+    clean: Clean,
+    owner: int,
+    trace: Sequence[tuple[float, float]],
+    known: bool,
+) -> ValueResult:
+    _require_finite(parts, job)
     return ValueResult(
-        delta=delta,
-        before=clean.before.cpu(),
-        stream_norm=clean.stream_norm,
-        losses=tuple(losses),
-        probabilities=tuple(probabilities),
-        updates=len(losses) - 1,
+        delta=parts[0].cpu(),
+        attention=parts[1].cpu() if len(parts) > 1 else None,
+        before=clean.before[owner, 0].cpu(),
+        stream_norm=float(clean.stream_norm[owner]),
+        losses=tuple(loss for loss, _ in trace),
+        probabilities=tuple(chance for _, chance in trace),
+        updates=len(trace) - 1,
         already_known=known,
     )
 
@@ -249,8 +323,8 @@ def _shrink(vector: Tensor, limit: float) -> None:
         vector.mul_(limit / norm)
 
 
-def _require_finite(tensor: Tensor, job: ValueJob) -> None:
-    if not bool(torch.isfinite(tensor).all()):
+def _require_finite(value: Tensor | float, job: ValueJob) -> None:
+    if not bool(torch.isfinite(torch.as_tensor(value)).all()):
         raise NonFiniteEditError(
             f"The target value for {job.request.subject!r} at {job.site.module} became NaN or "
             "infinite. Load the model in float32, or lower the learning rate.",

@@ -8,7 +8,9 @@ Three kinds of rows, four kinds of places:
 * *essence* rows: what the model itself says about the subject, read at every token from the
   subject on.
 
-Legend: rows: all rows; n_t, n_k, n_e: places read in target, drift and essence rows.
+Rows of several requests are stacked, so that one pass serves all of them.
+
+Legend: rows: all rows; n: places read; owners: requests.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 KlPosition = Literal["subject_last", "prompt_last"]
 
-__all__ = ["KlPosition", "Places", "ValueRows", "build_rows"]
+__all__ = ["KlPosition", "Places", "ValueRows", "build_rows", "stack_rows"]
 
 
 @attrs.frozen(eq=False)
@@ -51,22 +53,31 @@ class Places:
     def __len__(self) -> int:
         return len(self.row)
 
-    def keep(self, kept: Tensor) -> Places:
-        """Return the places where ``kept`` ``(n,)`` bool is true, weighted equally."""
-        count = max(int(kept.sum()), 1)
-        weight = torch.full_like(self.weight[kept], 1.0 / count)
-        return Places(self.row[kept], self.column[kept], weight, self.label[kept])
+    def where(self, kept: Tensor) -> Places:
+        """Return the places where ``kept`` ``(n,)`` bool is true, with their weights."""
+        return Places(self.row[kept], self.column[kept], self.weight[kept], self.label[kept])
+
+    def weighing(self, owner: Tensor) -> Places:
+        """Return the same places, those of an owner weighted equally and summing to 1.
+
+        Args:
+            owner: ``(n,)`` int64, whose each place is.
+        """
+        counts = torch.bincount(owner)[owner] if len(owner) else owner
+        return attrs.evolve(self, weight=1.0 / counts.to(self.weight.dtype))
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class ValueRows:
-    """The rows of one request.
+    """The rows of one or several requests, their *owners*.
 
     Attributes:
-        ids: Token ids of each row, the target rows first, the bare prompt as row 0.
+        ids: Token ids of each row; an owner's target rows first, the bare prompt before all.
         edited: Index of each row's edited token.
         split: Index of the token in each row before which nothing changes: the edited one, or 0.
-        n_contexts: How many target rows there are.
+        owner: ``(rows,)`` int64, the number of the request each row belongs to.
+        contexts: Numbers of the target rows, ``(contexts of all owners,)`` int64.
+        bare: Number of each owner's bare prompt, ``(owners,)`` int64.
         target: Places that predict target tokens; a row's places share its weight.
         drift: Places whose prediction is to stay as it was.
         essence: Places after the subject in texts the model wrote about it.
@@ -76,11 +87,101 @@ class ValueRows:
     ids: tuple[tuple[int, ...], ...]
     edited: tuple[int, ...]
     split: tuple[int, ...]
-    n_contexts: int
+    owner: Tensor
+    contexts: Tensor
+    bare: Tensor
     target: Places
     drift: Places
     essence: Places
     ending: Places
+
+    @property
+    def groups(self) -> tuple[Places, Places, Places, Places]:
+        """The target, drift, essence and ending places."""
+        return self.target, self.drift, self.essence, self.ending
+
+    @property
+    def owners(self) -> int:
+        """Number of requests."""
+        return len(self.bare)
+
+    def total(self, values: Tensor, places: Places) -> Tensor:
+        """Sum ``values (n,)`` of places over each owner's, ``(owners,)``."""
+        return values.new_zeros(self.owners).index_add(0, self.owner[places.row], values)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average ``values (contexts,)`` of target rows over each owner's, ``(owners,)``."""
+        owner = self.owner[self.contexts]
+        sums = values.new_zeros(self.owners).index_add(0, owner, values)
+        return sums / torch.bincount(owner, minlength=self.owners)
+
+    def keep(self, owners: Tensor) -> tuple[ValueRows, Tensor, tuple[Tensor, ...]]:
+        """Return the rows of some owners alone.
+
+        Args:
+            owners: Their numbers, rising, ``(n,)`` int64; they become 0 to n - 1.
+
+        Returns:
+            The rows; the numbers of the kept rows, ``(rows,)``; and for each group of places which
+            are kept, bool.
+        """
+        new_owner = torch.full_like(self.bare, -1)
+        new_owner[owners] = torch.arange(len(owners), device=owners.device)
+        rows = (new_owner[self.owner] >= 0).nonzero()[:, 0]
+        new_row = torch.full_like(self.owner, -1)
+        new_row[rows] = torch.arange(len(rows), device=rows.device)
+        masks = tuple(new_row[places.row] >= 0 for places in self.groups)
+        target, drift, essence, ending = (
+            attrs.evolve(places.where(mask), row=new_row[places.row[mask]])
+            for places, mask in zip(self.groups, masks, strict=True)
+        )
+        numbers = rows.tolist()
+        contexts = new_row[self.contexts]
+        kept = ValueRows(
+            ids=tuple(self.ids[row] for row in numbers),
+            edited=tuple(self.edited[row] for row in numbers),
+            split=tuple(self.split[row] for row in numbers),
+            owner=new_owner[self.owner[rows]],
+            contexts=contexts[contexts >= 0],
+            bare=new_row[self.bare[owners]],
+            target=target,
+            drift=drift,
+            essence=essence,
+            ending=ending,
+        )
+        return kept, rows, masks
+
+
+def stack_rows(parts: Sequence[ValueRows]) -> ValueRows:
+    """Put the rows of several requests together; the owners are numbered in order."""
+    starts, owners = [0], [0]
+    for part in parts:
+        starts.append(starts[-1] + len(part.ids))
+        owners.append(owners[-1] + part.owners)
+    shifted = list(zip(parts, starts, strict=False))
+    groups = (_joined([(part.groups[kind], start) for part, start in shifted]) for kind in range(4))
+    target, drift, essence, ending = groups
+    return ValueRows(
+        ids=tuple(row for part in parts for row in part.ids),
+        edited=tuple(at for part in parts for at in part.edited),
+        split=tuple(at for part in parts for at in part.split),
+        owner=torch.cat([p.owner + first for p, first in zip(parts, owners, strict=False)]),
+        contexts=torch.cat([part.contexts + start for part, start in shifted]),
+        bare=torch.cat([part.bare + start for part, start in shifted]),
+        target=target,
+        drift=drift,
+        essence=essence,
+        ending=ending,
+    )
+
+
+def _joined(parts: Sequence[tuple[Places, int]]) -> Places:
+    return Places(
+        torch.cat([places.row + start for places, start in parts]),
+        torch.cat([places.column for places, _ in parts]),
+        torch.cat([places.weight for places, _ in parts]),
+        torch.cat([places.label for places, _ in parts]),
+    )
 
 
 def build_rows(
@@ -181,11 +282,14 @@ class _Builder:
         return 0 if self.whole else edited
 
     def done(self, model: EditableModel) -> ValueRows:
+        zeros = torch.zeros(len(self.rows), dtype=torch.int64, device=model.device)
         return ValueRows(
             ids=tuple(self.rows),
             edited=tuple(self.edited),
             split=(0,) * len(self.edited) if self.whole else tuple(self.edited),
-            n_contexts=self.n_contexts,
+            owner=zeros,
+            contexts=torch.arange(self.n_contexts, device=model.device),
+            bare=zeros[:1],
             target=_places(self.places["target"], model),
             drift=_places(self.places["drift"], model),
             essence=_places(self.places["essence"], model),

@@ -1,0 +1,81 @@
+"""FT's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import attrs
+
+from editkit_core.validators import each, number, one_of, refusal, whole
+
+Objective = Literal["prompt_last", "target_new"]
+
+
+def _layers(value: Iterable[int] | None) -> tuple[int, ...] | None:
+    return None if value is None else tuple(value)
+
+
+@attrs.frozen(kw_only=True)
+class FtParams:
+    """How FT trains. ``objective=target_new`` without a bound is FT-M; with one, FT-L's bound.
+
+    Sources: [1] Zhu et al. 2020, [2] the baselines of Meng et al. 2022, [3] Zhang et al. 2024, or
+    ours.
+
+    Attributes:
+        layers: Blocks whose feed-forward down projections are trained, rising; none means the one
+            at ``layer_fraction``. Source: [2].
+        layer_fraction: Share of the depth, 0 to 1. Used when ``layers`` is not given.
+            Source: ours.
+        stack: Of an encoder-decoder, the stack these blocks are in. Source: ours.
+        objective: ``target_new``: the mean loss of the target's tokens, each after those before it
+            (FT-M). ``prompt_last``: every token of the target is read where the first is predicted,
+            as the code of [2] does; with targets of several tokens the model then learns to begin
+            with any of them. Source: [2], [3].
+        steps: Most passes over the requests. Source: [2].
+        lr: Adam's learning rate. Source: [2].
+        weight_decay: Adam's, added to the gradient. Source: [2].
+        batch_size: Requests a step. Source: [2].
+        linf: Largest change of any number of the weights, the bound of FT-L; none trains freely.
+            Source: [1], [2].
+        anchor: What the bound is measured from: ``previous``: the weights as they are now, as in
+            [2], so that many edits drift without limit; ``base``: those of the base. Source: ours.
+        loss_skip: A step whose loss is below this trains nothing. Source: [2].
+        loss_stop: Training ends after a pass whose mean loss is below this. Source: [2].
+    """
+
+    layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers)
+    layer_fraction: float = attrs.field(default=0.65, validator=number(low=0, high=1))
+    stack: Literal["decoder", "encoder"] = attrs.field(
+        default="decoder", validator=one_of("decoder", "encoder")
+    )
+    objective: Objective = attrs.field(
+        default="target_new", validator=one_of("prompt_last", "target_new")
+    )
+    steps: int = attrs.field(default=25, validator=whole(1))
+    lr: float = attrs.field(default=5e-4, validator=number(above=0))
+    weight_decay: float = attrs.field(default=0.0, validator=number(low=0))
+    batch_size: int = attrs.field(default=8, validator=whole(1))
+    linf: float | None = attrs.field(default=None, validator=number(low=0))
+    anchor: Literal["previous", "base"] = attrs.field(
+        default="previous", validator=one_of("previous", "base")
+    )
+    loss_skip: float = attrs.field(default=1e-2, validator=number(low=0))
+    loss_stop: float = attrs.field(default=1e-2, validator=number(low=0))
+
+    @layers.validator
+    def _check_layers(
+        self, field: attrs.Attribute[tuple[int, ...] | None], value: tuple[int, ...] | None
+    ) -> None:
+        if value is None:
+            return
+        each(whole(0))(self, field, value)
+        if list(value) != sorted(set(value)):
+            raise refusal("layers", list(value), "rising layer numbers, each once")
+
+    def chosen(self, n_layers: int) -> tuple[int, ...]:
+        """Return the layers to train of a stack with ``n_layers`` blocks."""
+        if self.layers is not None:
+            return self.layers
+        return (min(int(self.layer_fraction * n_layers + 0.5), n_layers - 1),)
