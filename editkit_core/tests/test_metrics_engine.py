@@ -158,7 +158,7 @@ def test_an_encoder_decoder_is_scored_with_its_target_shifted_right(
     replies = answer(seq2seq, asks, rows=3)
     for ask in asks:
         reply = replies.forced(ask.prompt, ask.target)
-        source = seq2seq.tokenizer(ask.prompt, return_tensors="pt").input_ids
+        source = seq2seq.tokenizer(ask.prompt.rstrip(), return_tensors="pt").input_ids
         labels = seq2seq.tokenizer(ask.target, return_tensors="pt").input_ids[:, :-1]  # no EOS
         with torch.no_grad():
             out = seq2seq.model(input_ids=source, labels=labels)

@@ -1,6 +1,5 @@
 """What an `EditableModel` says about a model, and that wrapping one leaves it clean."""
 
-import attrs
 import pytest
 import torch
 from transformers import PythonBackend
@@ -131,15 +130,6 @@ def test_logits_are_those_of_the_plain_model(model):
     ids = model.encode("Marie Curie was born in").ids
     expected = model.model(torch.tensor([ids])).logits
     assert torch.allclose(model.logits(pad_batch([ids], model.pad_id)), expected, atol=1e-5)
-
-
-def test_an_encoder_decoder_is_refused_where_only_a_decoder_makes_sense():
-    model = tiny_model()
-    model.family = attrs.evolve(model.family, is_encoder_decoder=True)
-    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
-        model.logits(pad_batch([[5]], 0))
-    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
-        model.generate(["Peru"])
 
 
 def test_pad_id_is_the_tokenizers_else_eos_else_zero():

@@ -6,37 +6,47 @@ import sys
 import attrs
 import pytest
 from torch import nn
+from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config, UMT5Config
 
-from editkit_core.errors import UnknownFamilyError
+from editkit_core.errors import UnknownFamilyError, UnsupportedModelError
 from editkit_core.models.families import BUILTIN_FAMILIES, Family, find_family
-from editkit_core.testing import TINY_FAMILIES, tiny_model
+from editkit_core.testing import TINY_ENCODER_DECODERS, TINY_FAMILIES, tiny_model
 
 BY_NAME = {family.name: family for family in BUILTIN_FAMILIES}
+TINY = (*TINY_FAMILIES, *TINY_ENCODER_DECODERS)
 
 
 def test_tiny_models_cover_every_builtin_family():
-    assert set(TINY_FAMILIES) == set(BY_NAME)
+    assert {tiny_model(name).family.name for name in TINY} == set(BY_NAME)
 
 
 @pytest.mark.parametrize("name", TINY_FAMILIES)
-def test_each_tiny_model_is_found_as_its_own_family(name):
+def test_each_tiny_decoder_is_found_as_its_own_family(name):
     assert tiny_model(name).family is BY_NAME[name]
 
 
-@pytest.mark.parametrize("name", TINY_FAMILIES)
+@pytest.mark.parametrize("name", TINY_ENCODER_DECODERS)
+def test_both_forms_of_t5_are_one_family(name):
+    assert tiny_model(name).family is BY_NAME["t5"]
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_every_path_of_the_family_is_a_module(name):
     model = tiny_model(name)
     family = model.family
-    for layer in range(3):
-        for path in (
-            family.block(layer),
-            family.attention(layer),
-            family.mlp(layer),
-            family.mlp_down(layer),
-        ):
-            assert isinstance(model.module(path), nn.Module)
+    for stack in family.stacks:
+        for layer in range(model.n_layers if stack == "decoder" else model.n_encoder_layers):
+            for path in (
+                family.block(layer, stack),
+                family.attention(layer, stack),
+                family.mlp(layer, stack),
+                family.mlp_down(layer, stack),
+            ):
+                assert isinstance(model.module(path), nn.Module)
+                assert family.stack_of(path) == stack
     for path in (family.embedding, family.final_norm, family.body, family.head):
         assert isinstance(model.module(path), nn.Module)
+        assert family.stack_of(path) is None
 
 
 @pytest.mark.parametrize(
@@ -133,3 +143,67 @@ def test_everything_the_package_exports_can_be_loaded():
 def test_a_family_is_a_value():
     assert attrs.evolve(BY_NAME["gpt2"]) == BY_NAME["gpt2"]
     assert isinstance(BY_NAME["gpt2"], Family)
+
+
+# -- encoder-decoders -----------------------------------------------------------------------------
+
+
+def seq2seq(kind, **more):
+    return AutoModelForSeq2SeqLM.from_config(
+        kind(
+            vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_heads=4, num_layers=2,
+            num_decoder_layers=1, decoder_start_token_id=0, **more,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [T5Config, MT5Config, UMT5Config])
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+def test_every_kind_of_t5_is_found_as_t5(kind, feed_forward):
+    model = seq2seq(kind, feed_forward_proj=feed_forward)
+    assert find_family(model, BUILTIN_FAMILIES) is BY_NAME["t5"]
+    model.config.model_type = "something_new"
+    assert find_family(model, BUILTIN_FAMILIES) is BY_NAME["t5"]
+
+
+def test_a_layer_is_the_decoders_unless_the_encoder_is_named():
+    family = BY_NAME["t5"]
+    assert family.stacks == ("encoder", "decoder")
+    assert family.mlp_down(1) == "decoder.block.1.layer.2.DenseReluDense.wo"
+    assert family.mlp_down(1, "encoder") == "encoder.block.1.layer.1.DenseReluDense.wo"
+    site = family.site(1, "last", "encoder")
+    assert site.parameter == "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    assert (site.layer, site.token, site.role) == (1, "last", "mlp_down")
+
+
+def test_each_stack_has_layers_of_its_own_number():
+    paths = ["encoder.block.0", "encoder.block.1", "decoder.block.0"]
+    assert BY_NAME["t5"].count_layers(paths, "encoder") == 2
+    assert BY_NAME["t5"].count_layers(paths) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "stack"),
+    [
+        ("encoder.block.11.layer.1.DenseReluDense.wo", "encoder"),
+        ("decoder.block.0", "decoder"),
+        ("decoder.blocks.0", None),
+        ("encoder.block", None),
+        ("lm_head", None),
+    ],
+)
+def test_a_module_lies_in_a_stack_by_its_path(module, stack):
+    assert BY_NAME["t5"].stack_of(module) == stack
+
+
+def test_a_decoder_family_has_no_encoder_to_ask_for():
+    assert BY_NAME["llama"].stacks == ("decoder",)
+    with pytest.raises(UnsupportedModelError, match="llama has no encoder"):
+        BY_NAME["llama"].site(0, stack="encoder")
+
+
+def test_an_encoder_built_differently_keeps_t5_from_fitting():
+    model = seq2seq(T5Config)
+    model.encoder.block[1].layer[1].DenseReluDense.wo = None
+    with pytest.raises(UnknownFamilyError, match=r"no encoder\.block\.1\.layer\.1\.DenseRelu.*wo"):
+        find_family(model, BUILTIN_FAMILIES)

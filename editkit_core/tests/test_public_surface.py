@@ -58,6 +58,7 @@ def test_the_package_says_that_it_is_typed() -> None:
         "editkit_core.cli.commands.patch",
         "editkit_core.cli.commands.stats",
         "editkit_core.cli.commands.trace",
+        "editkit_core.cli.commands.train",
         "editkit_core.data",
         "editkit_core.data.builtin",
         "editkit_core.data.requests",
@@ -71,6 +72,10 @@ def test_the_package_says_that_it_is_typed() -> None:
         "editkit_core.params",
         "editkit_core.patch",
         "editkit_core.session",
+        "editkit_core.training",
+        "editkit_core.training.data",
+        "editkit_core.training.learner",
+        "editkit_core.training.options",
         "editkit_core.types",
     ],
 )

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from editkit_core.models.editable import EditableModel
-from editkit_core.models.families import BUILTIN_FAMILIES
+from editkit_core.models.text import pad_batch
 from editkit_core.numerics.tracing_grid import (
-    baseline,
+    Cost,
     cell_of,
+    passes,
     restored_probabilities,
     window_layers,
     window_width,
@@ -19,7 +20,7 @@ from editkit_core.numerics.tracing_grid import (
 from editkit_core.numerics.tracing_prompt import read_prompt
 from editkit_core.numerics.tracing_result import TRACE_KINDS, TraceKind
 from editkit_core.numerics.tracing_run import Cell, CorruptedRun, draw_noise, next_token_logits
-from editkit_core.testing.models import tiny_model
+from editkit_core.testing.models import TINY_FAMILIES, tiny_model
 from editkit_core.types import EditRequest, SilentProgress
 
 REQUEST = EditRequest(prompt="The capital of {} is", subject="old Fiji town", target_new="Rome")
@@ -27,7 +28,7 @@ SAMPLES = 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-7}  # float32 sums in another order
 
 
-@pytest.fixture(scope="module", params=[family.name for family in BUILTIN_FAMILIES])
+@pytest.fixture(scope="module", params=TINY_FAMILIES)
 def model(request: pytest.FixtureRequest) -> EditableModel:
     return tiny_model(request.param, seed=3)
 
@@ -62,7 +63,7 @@ def table(run: CorruptedRun, kind: TraceKind, *, batch_cells: int = 7) -> np.nda
 
 
 def test_noise_on_the_subject_changes_the_answer(run: CorruptedRun) -> None:
-    p_clean, p_corrupted = baseline(run)
+    p_clean, p_corrupted = run.baseline()
     assert abs(p_clean - p_corrupted) > 0.05 * p_clean
 
 
@@ -77,12 +78,12 @@ def test_restoring_the_subject_at_the_embedding_gives_the_clean_probability(
 @pytest.mark.parametrize("kind", TRACE_KINDS)
 def test_without_noise_no_state_has_an_effect(model: EditableModel, kind: TraceKind) -> None:
     silent = corrupted(model, scale=0.0)
-    _, p_corrupted = baseline(silent)
+    _, p_corrupted = silent.baseline()
     np.testing.assert_allclose(table(silent, kind), p_corrupted, **CLOSE)
 
 
 def test_the_last_token_of_the_last_layer_restores_the_total_effect(run: CorruptedRun) -> None:
-    p_clean, _ = baseline(run)
+    p_clean, _ = run.baseline()
     np.testing.assert_allclose(table(run, "hidden")[-1, -1], p_clean, **CLOSE)
 
 
@@ -97,16 +98,15 @@ def test_restoring_every_token_of_one_layer_gives_the_clean_probability(run: Cor
 
 @pytest.mark.parametrize("kind", TRACE_KINDS)
 def test_tokens_before_the_subject_have_no_effect(run: CorruptedRun, kind: TraceKind) -> None:
-    _, p_corrupted = baseline(run)
+    _, p_corrupted = run.baseline()
     assert run.subject[0] > 0
     np.testing.assert_allclose(table(run, kind)[: run.subject[0]], p_corrupted, **CLOSE)
 
 
 def test_the_clean_row_is_bit_identical_to_the_clean_run(run: CorruptedRun) -> None:
-    model = run.model
-    cells = [cell_of(model, "mlp", token, 1, 2) for token in range(*run.subject)]
-    undisturbed = next_token_logits(model, run.batch(len(cells)))[0]
-    assert torch.equal(run.logits(cells)[0], undisturbed)
+    rows = pad_batch([run.ids] * (1 + run.samples), run.model.pad_id)
+    undisturbed = next_token_logits(run.model, rows)[0]
+    assert torch.equal(run.states.logits[0], undisturbed)
 
 
 @pytest.mark.parametrize("kind", TRACE_KINDS)
@@ -212,3 +212,55 @@ def test_noise_is_gaussian_of_the_given_scale() -> None:
     assert noise.dtype == torch.float32
     assert float(noise.std()) == pytest.approx(0.7, rel=0.02)
     assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+
+
+def test_cells_of_any_tokens_and_layers_can_share_a_pass(run: CorruptedRun) -> None:
+    layers, tokens = range(run.model.n_layers), range(len(run.ids))
+    cells = [
+        cell_of(run.model, kind, token, layer, 2)
+        for kind in TRACE_KINDS
+        for token in tokens
+        for layer in layers
+    ]
+    together = run.probabilities([*cells, Cell()])[1]
+    alone = torch.cat([run.probabilities([cell])[1] for cell in [*cells, Cell()]])
+    np.testing.assert_allclose(together.numpy(), alone.numpy(), **CLOSE)
+
+
+def test_a_cell_runs_only_what_its_state_reaches(run: CorruptedRun) -> None:
+    model, token = run.model, len(run.ids) - 2
+    assert run.states.samples == SAMPLES  # everything that is run once has been run
+    seen: dict[int, tuple[int, ...]] = {}
+    handles = [
+        model.module(model.family.block(layer)).register_forward_hook(
+            lambda _, args, __, layer=layer: seen.update({layer: tuple(args[0].shape)})
+        )
+        for layer in range(1, model.n_layers)
+    ]
+    run.probabilities([cell_of(model, "hidden", token, 1, 1)])
+    for handle in handles:
+        handle.remove()
+    assert seen == {2: (SAMPLES, 2, model.d_model)}
+
+
+def test_a_codebook_on_the_model_takes_no_part(model: EditableModel) -> None:
+    run, asked = corrupted(model, scale=1.0), []
+    handle = model.module(model.family.block(2)).register_forward_hook(
+        lambda *_: asked.append(model.queries)
+    )
+    table(run, "mlp", batch_cells=2)
+    handle.remove()
+    assert len(asked) > 1
+    assert all(queries is not None and bool((queries == -1).all()) for queries in asked)
+
+
+def test_cells_that_need_the_same_share_passes_up_to_the_most() -> None:
+    assert passes([Cost(2, 3)] * 5, samples=10, most=2) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_cell_that_needs_far_less_gets_a_pass_of_its_own() -> None:
+    assert passes([Cost(11, 8), Cost(1, 1), Cost(11, 8)], samples=10, most=16) == [[0, 2], [1]]
+
+
+def test_small_cells_of_several_layers_share_a_pass() -> None:
+    assert passes([Cost(5, 1), Cost(4, 1), Cost(3, 1)], samples=1, most=16) == [[0, 1, 2]]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from editkit_core.metrics.ask import Greedy, Sampled
-from editkit_core.metrics.forcing import source_ids
-from editkit_core.metrics.reading import Reading, begin
 from editkit_core.metrics.texts import cut, has_stopped
 from editkit_core.models.generation import Sampling, continuation
+from editkit_core.models.pairs import source_ids
+from editkit_core.models.reading import Reading, begin
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel

@@ -24,8 +24,8 @@ from editkit_core.types import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from editkit_core.metrics.cache import ReplyCache
-    from editkit_core.metrics.forcing import Side
     from editkit_core.models.editable import EditableModel
+    from editkit_core.models.pairs import Side
 
 ROWS = 64
 TOKENS = 16_384

@@ -8,70 +8,25 @@ that stands there, never the one that was put in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import attrs
 import torch
 from torch import Tensor
 
-from editkit_core.errors import EmptyTargetError, InvalidRequestError, UnsupportedModelError
+from editkit_core.errors import UnsupportedModelError
 from editkit_core.metrics.ask import Forced, ForcedReply, Text, TextScores
-from editkit_core.models.text import encode, encode_pair, pad_batch
+from editkit_core.models.pairs import PairRow, Side, pair_row
+from editkit_core.models.text import encode, pad_batch
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
 
-Side = Literal["right", "left"]
+Row = PairRow
 
 
-@attrs.frozen(kw_only=True)
-class Row:
-    """Tokens to score.
-
-    Attributes:
-        source: What the encoder reads; empty for a decoder.
-        ids: What the decoder reads; its last token is only predicted.
-        first: Index of the first token whose prediction counts, at least 1.
-    """
-
-    source: tuple[int, ...] = ()
-    ids: tuple[int, ...]
-    first: int
-
-    @property
-    def target(self) -> tuple[int, ...]:
-        """The tokens that are predicted."""
-        return self.ids[self.first :]
-
-    def __len__(self) -> int:
-        return len(self.source) + len(self.ids)
-
-
-def forced_row(model: EditableModel, ask: Forced) -> Row:
-    """Return the tokens of a prompt and its answer.
-
-    Raises:
-        EmptyTargetError: The answer has no token.
-        InvalidRequestError: No token of the prompt stands before the answer.
-        PromptTooLongError: They do not fit the model's context.
-    """
-    if not model.is_encoder_decoder:
-        pair = encode_pair(model.tokenizer, ask.prompt, ask.target)
-        model.check_length(len(pair.ids), f"the prompt {ask.prompt[:60]!r} with its answer")
-        return Row(ids=pair.ids, first=pair.n_prompt)
-    answer = encode(model.tokenizer, ask.target.strip())
-    begins = (model.tokenizer.bos_token_id, model.tokenizer.cls_token_id)
-    lead = int(answer.ids[0] in begins) if answer.ids else 0  # it is given, not scored
-    if len(answer.ids) == lead:
-        raise EmptyTargetError(
-            f"The target after {ask.prompt!r} is empty. Say what the model should answer.",
-            prompt=ask.prompt,
-        )
-    return Row(
-        source=source_ids(model, ask.prompt),
-        ids=(decoder_start(model), *answer.ids),
-        first=1 + lead,
-    )
+def forced_row(model: EditableModel, ask: Forced) -> PairRow:
+    """Return the tokens of a prompt and its answer; see `models.pairs.pair_row`."""
+    return pair_row(model, ask.prompt, ask.target)
 
 
 def text_row(model: EditableModel, ask: Text) -> Row | None:
@@ -89,29 +44,6 @@ def text_row(model: EditableModel, ask: Text) -> Row | None:
     limits = [limit for limit in (ask.max_tokens, model.max_positions) if limit is not None]
     ids = encode(model.tokenizer, ask.text).ids[: min(limits, default=None)]
     return Row(ids=ids, first=1) if len(ids) > 1 else None
-
-
-def source_ids(model: EditableModel, prompt: str) -> tuple[int, ...]:
-    """Return what an encoder reads: the prompt with every special token its tokenizer adds.
-
-    Raises:
-        InvalidRequestError: The prompt has no token.
-        PromptTooLongError: It does not fit the model's context.
-    """
-    ids = tuple(model.tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
-    if not ids:
-        raise InvalidRequestError(f"The prompt {prompt!r} has no token. Give some text.")
-    model.check_length(len(ids), f"the prompt {prompt[:60]!r}")
-    return ids
-
-
-def decoder_start(model: EditableModel) -> int:
-    """Return the token id that an encoder-decoder's decoder begins with."""
-    for holder in (model.model.config, getattr(model.model, "generation_config", None)):
-        start = getattr(holder, "decoder_start_token_id", None)
-        if isinstance(start, int):
-            return start
-    return model.pad_id  # as T5 does
 
 
 @torch.no_grad()
@@ -172,7 +104,9 @@ def _logits(
     """Logits (rows, length, vocab) and at which column each row begins."""
     if not model.is_encoder_decoder:
         batch = pad_batch([row.ids for row in rows], model.pad_id, side, model.device)
-        return model.logits(batch), batch.pad
+        queries = [batch.index(i, row.first - 1) for i, row in enumerate(rows)]
+        with model.asking(torch.tensor(queries, device=model.device)):
+            return model.logits(batch), batch.pad
     source = pad_batch([row.source for row in rows], model.pad_id, device=model.device)
     given = pad_batch([row.ids for row in rows], model.pad_id, device=model.device)
     out = model.model(

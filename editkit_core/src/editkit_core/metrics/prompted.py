@@ -16,7 +16,7 @@ from torch import Tensor
 from editkit_core.metrics.ask import Ask, Forced, Greedy, Reply, Sampled, TextReply
 from editkit_core.metrics.decoding import Speaker, speak, speaker
 from editkit_core.metrics.forcing import Row, forced_reply, forced_row, likelihoods
-from editkit_core.metrics.reading import DecoderReading
+from editkit_core.models.reading import DecoderReading
 from editkit_core.models.text import pad_batch
 
 if TYPE_CHECKING:

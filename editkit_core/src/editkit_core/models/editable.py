@@ -7,7 +7,8 @@ Everything that methods, metrics and patches ask of a model goes through here: s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,9 @@ from editkit_core.errors import (
     did_you_mean,
 )
 from editkit_core.models import text
-from editkit_core.models.families import BUILTIN_FAMILIES, Family, find_family
+from editkit_core.models.families import BUILTIN_FAMILIES, Family, Stack, find_family
 from editkit_core.models.holding import execution_device, fetch, plain_parts
-from editkit_core.models.orientation import out_in, sides, to_out_in
+from editkit_core.models.orientation import has_sides, out_in, sides, to_out_in
 from editkit_core.models.text import Batch, Encoded, EncodedPair, require_offsets
 from editkit_core.models.trace import find_module
 from editkit_core.types import EditRequest, Site, TokenPosition
@@ -67,6 +68,7 @@ class EditableModel:
         self.family = family
         self.name = name
         self.folder = folder
+        self._queries: Tensor | None = None
 
     @classmethod
     def from_pretrained(
@@ -142,8 +144,9 @@ class EditableModel:
         return cls(model, tokenizer, family, name=known_as, folder=place)
 
     def __repr__(self) -> str:
+        layers = "+".join(str(self.count_layers(stack)) for stack in self.family.stacks)
         return (
-            f"EditableModel({self.name!r}, family={self.family.name!r}, layers={self.n_layers}, "
+            f"EditableModel({self.name!r}, family={self.family.name!r}, layers={layers}, "
             f"d_model={self.d_model}, {self.dtype}, {self.device})"
         )
 
@@ -156,8 +159,21 @@ class EditableModel:
 
     @cached_property
     def n_layers(self) -> int:
-        """Number of blocks."""
-        return self.family.count_layers(name for name, _ in self.model.named_modules())
+        """Number of blocks; of an encoder-decoder those of its decoder."""
+        return self.count_layers("decoder")
+
+    @cached_property
+    def n_encoder_layers(self) -> int:
+        """Number of blocks of the encoder; 0 where there is none that its family knows."""
+        return 0 if self.family.encoder is None else self.count_layers("encoder")
+
+    def count_layers(self, stack: Stack) -> int:
+        """Return the number of blocks of a stack.
+
+        Raises:
+            UnsupportedModelError: The encoder is asked for and there is none.
+        """
+        return self.family.count_layers((name for name, _ in self.model.named_modules()), stack)
 
     @cached_property
     def d_model(self) -> int:
@@ -238,19 +254,44 @@ class EditableModel:
             ) from None
         return parameter
 
-    def site(self, layer: int, token: TokenPosition = "subject_last") -> Site:
+    def site(
+        self, layer: int, token: TokenPosition = "subject_last", stack: Stack = "decoder"
+    ) -> Site:
         """Return the feed-forward down projection of a layer as an edit site.
+
+        Args:
+            layer: Its number, counted from 0 within its stack.
+            token: The token whose state is read and written.
+            stack: Of an encoder-decoder, which of its stacks.
 
         Raises:
             LayerOutOfRangeError: The model has no such layer.
+            UnsupportedModelError: The encoder is asked for and there is none.
         """
-        if not 0 <= layer < self.n_layers:
+        self._check_layer(layer, stack)
+        return self.family.site(layer, token, stack)
+
+    def mlp_projections(self, layer: int, stack: Stack = "decoder") -> tuple[str, ...]:
+        """Return the paths of all projections of a layer's feed-forward, the down projection last.
+
+        Raises:
+            LayerOutOfRangeError: The model has no such layer.
+            UnsupportedModelError: The encoder is asked for and there is none.
+        """
+        self._check_layer(layer, stack)
+        mlp, down = self.family.mlp(layer, stack), self.family.mlp_down(layer, stack)
+        inside = (f"{mlp}.{name}" for name, m in self.module(mlp).named_modules() if has_sides(m))
+        return (*(path for path in inside if path != down), down)
+
+    def _check_layer(self, layer: int, stack: Stack) -> None:
+        n_layers = self.count_layers(stack)
+        if not 0 <= layer < n_layers:
+            where = "" if len(self.family.stacks) == 1 else f" in its {stack}"
             raise LayerOutOfRangeError(
-                f"{self.name} has no layer {layer}. Choose one from 0 to {self.n_layers - 1}.",
+                f"{self.name} has no layer {layer}{where}. Choose one from 0 to {n_layers - 1}.",
                 layer=layer,
-                n_layers=self.n_layers,
+                n_layers=n_layers,
             )
-        return self.family.site(layer, token)
 
     def weight(self, site: Site) -> Tensor:
         """Return a site's weight as a view ``(d_out, d_in)``; writing to it writes the weight.
@@ -291,15 +332,24 @@ class EditableModel:
     ) -> int:
         """Return the index, without padding, of a token of ``prefix + request.text``.
 
+        Of an encoder-decoder it is the index in what its encoder reads, whose last token may be
+        the EOS that the tokenizer adds.
+
         Args:
             request: The request.
             token: Which token.
             prefix: Text put before the prompt as it is.
-            target: When given, the index is in the prompt encoded together with this target.
+            target: When given, the index is in the prompt encoded together with this target; an
+                encoder never reads the target.
         """
         start, end = request.subject_span
         chars = (len(prefix) + start, len(prefix) + end)
         prompt = prefix + request.text
+        if self.is_encoder_decoder:
+            from editkit_core.models.pairs import source_ids
+
+            n_tokens = len(source_ids(self, prompt))
+            return text.position(self.encode(prompt), chars, token, n_tokens=n_tokens)
         if target is None:
             return text.position(self.encode(prompt), chars, token)
         return self.encode_pair(prompt, target).position(chars, token)
@@ -325,6 +375,28 @@ class EditableModel:
 
     # -- running ----------------------------------------------------------------------------------
 
+    @property
+    def queries(self) -> Tensor | None:
+        """Columns (rows,) of the prompts' last tokens in the present forward pass, if said."""
+        return self._queries
+
+    @contextmanager
+    def asking(self, queries: Tensor | None) -> Iterator[None]:
+        """Say where the prompts end in the forward passes of the ``with`` block.
+
+        What decides by a prompt, as a codebook does, looks there; otherwise it takes each row's
+        last token.
+
+        Args:
+            queries: Columns (rows,), int64: in what a decoder reads, or in what an encoder reads;
+                -1 for a row whose prompt does not end in these passes.
+        """
+        before, self._queries = self._queries, queries
+        try:
+            yield
+        finally:
+            self._queries = before
+
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of every position, ``(rows, len, vocab)``, float32.
@@ -333,12 +405,12 @@ class EditableModel:
 
         Raises:
             PromptTooLongError: A row is longer than the model's context.
-            UnsupportedModelError: The model is an encoder-decoder.
+            UnsupportedModelError: The model is an encoder-decoder; see `models.pairs`.
         """
         if self.is_encoder_decoder:
             raise UnsupportedModelError(
-                f"{self.name} is an encoder-decoder, whose logits need decoder input too. Load a "
-                "causal language model.",
+                f"{self.name} is an encoder-decoder, whose logits need decoder input too. Pair "
+                "prompts with targets: pair_logits(model, pair_batch(model, pairs)).",
                 model=self.name,
             )
         self.check_length(int(batch.position_ids.max()) + 1, "the longest row of the batch")
@@ -361,9 +433,9 @@ class EditableModel:
     ) -> list[str]:
         """Continue each prompt, greedily or by sampling; the prompt itself is not returned.
 
-        ``prompt + continuation`` reads as one text. Spaces at a prompt's end are not fed to the
-        model and not repeated by the continuation. An empty prompt begins with BOS, or EOS when
-        there is none.
+        ``prompt + continuation`` reads as one text, also where an encoder reads the prompt and a
+        decoder answers. Spaces at a prompt's end are not fed to the model and not repeated by the
+        continuation. A decoder's empty prompt begins with BOS, or EOS when there is none.
 
         Args:
             prompts: Texts to continue.
@@ -378,6 +450,7 @@ class EditableModel:
 
         Raises:
             PromptTooLongError: A prompt leaves no room for a token.
+            InvalidRequestError: An encoder's prompt has no token.
             InvalidParameterError: A sampling parameter is out of range.
         """
         from editkit_core.models.generation import Sampling, continue_texts

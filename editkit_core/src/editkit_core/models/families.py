@@ -4,25 +4,56 @@ A family is a set of module path templates. `find_family` takes the families one
 returns the one whose paths all exist; ``config.model_type`` only breaks ties between families with
 the same tree, so an unlisted model built like LLaMA is edited as ``llama``. Importing this module
 imports neither torch nor transformers.
+
+An encoder-decoder has two stacks of blocks, each counted from 0. Wherever a layer is named, the
+decoder's is meant unless the stack is said too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from editkit_core.errors import UnknownFamilyError
+from editkit_core.errors import UnknownFamilyError, UnsupportedModelError
 from editkit_core.types import Site, TokenPosition
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+Stack = Literal["decoder", "encoder"]
+
+
+@attrs.frozen(kw_only=True)
+class EncoderPaths:
+    """Module path templates of an encoder; ``{}`` is the layer number, counted from 0.
+
+    Attributes:
+        blocks: A transformer block.
+        attentions: A block's attention module; its (first) output is what joins the residual.
+        mlps: A block's feed-forward module.
+        mlp_downs: The feed-forward down projection: its input is the key, its output the value.
+        embedding: The token embedding, under the name the encoder calls it by.
+        final_norm: The norm after the last block.
+        body: The module whose last hidden state the decoder attends to.
+    """
+
+    blocks: str
+    attentions: str
+    mlps: str
+    mlp_downs: str
+    embedding: str
+    final_norm: str
+    body: str
+
+
 @attrs.frozen(kw_only=True)
 class Family:
     """Module path templates of one architecture; ``{}`` is the layer number.
+
+    Of an encoder-decoder they are the decoder's, and ``encoder`` has the encoder's.
 
     Attributes:
         name: The family's id, for example ``gpt2``.
@@ -31,11 +62,12 @@ class Family:
         attentions: A block's attention module; its (first) output is what joins the residual.
         mlps: A block's feed-forward module.
         mlp_downs: The feed-forward down projection: its input is the key, its output the value.
-        embedding: The token embedding.
+        embedding: The token embedding, under the name it is called by.
         final_norm: The norm before the head.
         body: The module whose last hidden state feeds the head.
         head: The projection to the vocabulary.
         is_encoder_decoder: Whether the model has an encoder.
+        encoder: Where things are in the encoder; None leaves it without sites.
         requires: Further paths that must exist, to tell look-alike trees apart.
         forbids: Paths that must not exist.
     """
@@ -51,58 +83,91 @@ class Family:
     body: str
     head: str = "lm_head"
     is_encoder_decoder: bool = False
+    encoder: EncoderPaths | None = None
     requires: tuple[str, ...] = ()
     forbids: tuple[str, ...] = ()
 
-    def block(self, layer: int) -> str:
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks of blocks that sites can be in, in the order they run."""
+        return ("decoder",) if self.encoder is None else ("encoder", "decoder")
+
+    def block(self, layer: int, stack: Stack = "decoder") -> str:
         """Path of a block."""
-        return self.blocks.format(layer)
+        return self._paths(stack).blocks.format(layer)
 
-    def attention(self, layer: int) -> str:
-        """Path of a block's attention module."""
-        return self.attentions.format(layer)
+    def attention(self, layer: int, stack: Stack = "decoder") -> str:
+        """Path of a block's self-attention module."""
+        return self._paths(stack).attentions.format(layer)
 
-    def mlp(self, layer: int) -> str:
+    def mlp(self, layer: int, stack: Stack = "decoder") -> str:
         """Path of a block's feed-forward module."""
-        return self.mlps.format(layer)
+        return self._paths(stack).mlps.format(layer)
 
-    def mlp_down(self, layer: int) -> str:
+    def mlp_down(self, layer: int, stack: Stack = "decoder") -> str:
         """Path of a block's feed-forward down projection."""
-        return self.mlp_downs.format(layer)
+        return self._paths(stack).mlp_downs.format(layer)
 
-    def site(self, layer: int, token: TokenPosition = "subject_last") -> Site:
-        """The down projection of a layer as an edit site."""
-        module = self.mlp_down(layer)
+    def site(
+        self, layer: int, token: TokenPosition = "subject_last", stack: Stack = "decoder"
+    ) -> Site:
+        """The down projection of a layer as an edit site; ``layer`` counts within its stack."""
+        module = self.mlp_down(layer, stack)
         return Site(
             module=module, parameter=f"{module}.weight", role="mlp_down", layer=layer, token=token
         )
 
-    def count_layers(self, paths: Iterable[str]) -> int:
-        """Number of consecutive blocks, from 0, among the module ``paths``."""
+    def stack_of(self, module: str) -> Stack | None:
+        """Which stack of blocks a module path lies in, or None when it lies in neither."""
+        for stack in self.stacks:
+            before, _, after = self._paths(stack).blocks.partition("{}")
+            rest = module.removeprefix(before)
+            number = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+            inside = module.startswith(before) and number
+            if inside and f"{module}.".startswith(f"{before}{number}{after}."):
+                return stack
+        return None
+
+    def count_layers(self, paths: Iterable[str], stack: Stack = "decoder") -> int:
+        """Number of consecutive blocks of a stack, from 0, among the module ``paths``."""
         known = paths if isinstance(paths, (set, frozenset)) else set(paths)
         layer = 0
-        while self.block(layer) in known:
+        while self.block(layer, stack) in known:
             layer += 1
         return layer
 
     def misfit(self, paths: frozenset[str]) -> str | None:
         """What keeps a tree of module ``paths`` from being this family, or None when it fits."""
-        layers = self.count_layers(paths)
-        if layers == 0:
-            return f"no {self.block(0)}"
-        for path in self._needed(layers):
-            if path not in paths:
-                return f"no {path}"
+        for stack in self.stacks:
+            layers = self.count_layers(paths, stack)
+            if layers == 0:
+                return f"no {self.block(0, stack)}"
+            for path in self._needed(layers, stack):
+                if path not in paths:
+                    return f"no {path}"
         for template in self.forbids:
             if template.format(0) in paths:
                 return f"has {template.format(0)}"
         return None
 
-    def _needed(self, layers: int) -> Iterator[str]:
-        yield from (self.embedding, self.final_norm, self.body, self.head)
+    def _needed(self, layers: int, stack: Stack) -> Iterator[str]:
+        known = self._paths(stack)
+        yield from (known.embedding, known.final_norm, known.body, self.head)
         for layer in range(layers):
-            yield from (self.attention(layer), self.mlp(layer), self.mlp_down(layer))
-            yield from (template.format(layer) for template in self.requires)
+            for template in (known.attentions, known.mlps, known.mlp_downs):
+                yield template.format(layer)
+            if stack == "decoder":
+                yield from (template.format(layer) for template in self.requires)
+
+    def _paths(self, stack: Stack) -> Family | EncoderPaths:
+        if stack == "decoder":
+            return self
+        if self.encoder is None:
+            raise UnsupportedModelError(
+                f"The family {self.name} has no encoder. Leave the stack out, or say 'decoder'.",
+                family=self.name,
+            )
+        return self.encoder
 
 
 def find_family(model: nn.Module, families: Sequence[Family]) -> Family:
@@ -115,7 +180,7 @@ def find_family(model: nn.Module, families: Sequence[Family]) -> Family:
     Raises:
         UnknownFamilyError: No family fits; the message says what each of them looked for.
     """
-    paths = frozenset(name for name, _ in model.named_modules())
+    paths = frozenset(name for name, _ in model.named_modules(remove_duplicate=False))
     config = getattr(model, "config", None)
     model_type = str(getattr(config, "model_type", ""))
     has_encoder = bool(getattr(config, "is_encoder_decoder", False))
@@ -182,6 +247,30 @@ def _gpt_like(name: str, down: str, requires: str) -> Family:
     )
 
 
+def _t5(name: str, *model_types: str) -> Family:
+    return Family(
+        name=name,
+        model_types=model_types,
+        blocks="decoder.block.{}",
+        attentions="decoder.block.{}.layer.0.SelfAttention",
+        mlps="decoder.block.{}.layer.2.DenseReluDense",
+        mlp_downs="decoder.block.{}.layer.2.DenseReluDense.wo",
+        embedding="decoder.embed_tokens",
+        final_norm="decoder.final_layer_norm",
+        body="decoder",
+        is_encoder_decoder=True,
+        encoder=EncoderPaths(
+            blocks="encoder.block.{}",
+            attentions="encoder.block.{}.layer.0.SelfAttention",
+            mlps="encoder.block.{}.layer.1.DenseReluDense",
+            mlp_downs="encoder.block.{}.layer.1.DenseReluDense.wo",
+            embedding="encoder.embed_tokens",
+            final_norm="encoder.final_layer_norm",
+            body="encoder",
+        ),
+    )
+
+
 BUILTIN_FAMILIES: tuple[Family, ...] = (
     _gpt_like("gpt2", "c_proj", requires="transformer.h.{}.attn.c_attn"),
     _gpt_like("gpt_neo", "c_proj", requires="transformer.h.{}.attn.attention"),
@@ -190,4 +279,5 @@ BUILTIN_FAMILIES: tuple[Family, ...] = (
     _llama_like("mistral", "mistral"),
     _llama_like("qwen2", "qwen2"),
     _llama_like("qwen3", "qwen3", query_norm=True),
+    _t5("t5", "t5", "mt5", "umt5"),
 )

@@ -1,5 +1,8 @@
 """Continue texts with a model: greedy or sampled, in padded batches that equal one by one.
 
+A decoder continues its prompt; an encoder-decoder answers what its encoder has read. Either way
+prompt and continuation read as one text.
+
 The loop is our own rather than transformers' ``generate``: it reads no generation settings of the
 checkpoint, and draws from a generator of its own, so the global random state stays as it was.
 """
@@ -13,8 +16,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from editkit_core.errors import InvalidParameterError, UnsupportedModelError
-from editkit_core.models.text import Batch, pad_batch
+from editkit_core.errors import InvalidParameterError
+from editkit_core.models.pairs import source_ids
+from editkit_core.models.reading import begin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,12 +96,6 @@ def continue_texts(
     batch_size: int = 32,
 ) -> list[str]:
     """Return one continuation a prompt; see `EditableModel.generate`."""
-    if model.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{model.name} is an encoder-decoder; only decoders continue a text. Load a causal "
-            "language model.",
-            model=model.name,
-        )
     generator = sampling.generator() if sampling else None
     rows = [_Row.start(model, prompt, stop_at) for prompt in prompts]
     for first in range(0, len(rows), batch_size):
@@ -120,8 +118,11 @@ class _Row:
     def start(cls, model: EditableModel, prompt: str, stop_at: str | None) -> _Row:
         # A space at the end would be a token of its own, which no training text has before a word.
         stripped = prompt.rstrip(" ")
-        ids = model.encode(stripped).ids or (model.start_id,)
-        model.check_length(len(ids) + 1, f"the prompt {prompt[:60]!r} and one new token")
+        if model.is_encoder_decoder:
+            ids = source_ids(model, prompt)
+        else:
+            ids = model.encode(stripped).ids or (model.start_id,)
+            model.check_length(len(ids) + 1, f"the prompt {prompt[:60]!r} and one new token")
         return cls(
             model=model, prompt_ids=ids, drop_spaces=stripped != prompt, stop_at=stop_at or None
         )
@@ -134,7 +135,8 @@ class _Row:
             return
         self.new_ids.append(token_id)
         limit = self.model.max_positions
-        self.done = limit is not None and len(self.prompt_ids) + len(self.new_ids) >= limit
+        before = 0 if self.model.is_encoder_decoder else len(self.prompt_ids)
+        self.done = limit is not None and before + len(self.new_ids) >= limit
         self.done = self.done or (self.stop_at is not None and self.stop_at in self._decode())
 
     @property
@@ -144,7 +146,10 @@ class _Row:
         return text.partition(self.stop_at)[0] if self.stop_at else text
 
     def _decode(self) -> str:
-        new = continuation(self.model.tokenizer, self.prompt_ids, self.new_ids)
+        if self.model.is_encoder_decoder:
+            new = after_prompt(self.model.tokenizer, self.new_ids)
+        else:
+            new = continuation(self.model.tokenizer, self.prompt_ids, self.new_ids)
         return new.lstrip(" ") if self.drop_spaces else new
 
 
@@ -158,6 +163,12 @@ def continuation(
     before = _spell(tokenizer, prompt_ids)
     whole = _spell(tokenizer, (*prompt_ids, *new_ids))
     return whole[len(before) :] if whole.startswith(before) else _spell(tokenizer, new_ids)
+
+
+def after_prompt(tokenizer: PreTrainedTokenizerBase, new_ids: Sequence[int]) -> str:
+    """Return what an encoder-decoder answers, with the space that joins it to its prompt."""
+    said = _spell(tokenizer, new_ids).lstrip()
+    return f" {said}" if said else ""
 
 
 def _spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -174,28 +185,14 @@ def _continue_rows(
     sampling: Sampling | None,
     generator: torch.Generator | None,
 ) -> None:
-    batch = pad_batch([row.prompt_ids for row in rows], model.pad_id, "left", model.device)
-    cache = None
+    reading = begin(model, [row.prompt_ids for row in rows])
     for _ in range(max_new_tokens):
-        out = model.model(**batch.inputs(), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        logits = out.logits[:, -1].float()  # (rows, vocab)
         if sampling is not None and generator is not None:
-            chosen = sampling.draw(logits, generator)
+            chosen = sampling.draw(reading.logits, generator)
         else:
-            chosen = logits.argmax(dim=-1)
+            chosen = reading.logits.argmax(dim=-1)
         for row, token_id in zip(rows, chosen.tolist(), strict=True):
             row.add(token_id)
         if all(row.done for row in rows):
             break
-        batch = _next_inputs(batch, chosen.to(model.device))
-
-
-def _next_inputs(batch: Batch, chosen: Tensor) -> Batch:
-    one = torch.ones_like(chosen)[:, None]
-    return Batch(
-        input_ids=chosen[:, None],
-        attention_mask=torch.cat([batch.attention_mask, one], dim=1),
-        position_ids=batch.position_ids[:, -1:] + 1,
-        pad=batch.pad,
-    )
+        reading.feed(chosen.to(model.device)[:, None])

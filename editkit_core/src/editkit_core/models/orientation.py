@@ -14,6 +14,11 @@ from editkit_core.errors import UnsupportedModuleError
 from editkit_core.models.holding import held_otherwise
 
 
+def has_sides(module: nn.Module) -> bool:
+    """Say whether a module is a projection whose orientation is known: a Linear or a Conv1D."""
+    return isinstance(module, (Conv1D, nn.Linear))
+
+
 def sides(module: nn.Module) -> tuple[int, int]:
     """Return ``(d_out, d_in)`` of a projection.
 

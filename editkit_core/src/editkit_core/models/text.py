@@ -197,7 +197,13 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str) ->
     return EncodedPair(encoded=encoded, n_prompt=n_prompt)
 
 
-def position(encoded: Encoded, subject_chars: tuple[int, int], token: TokenPosition) -> int:
+def position(
+    encoded: Encoded,
+    subject_chars: tuple[int, int],
+    token: TokenPosition,
+    *,
+    n_tokens: int | None = None,
+) -> int:
     """Return the index, without padding, of the token a method reads or writes.
 
     Args:
@@ -205,11 +211,14 @@ def position(encoded: Encoded, subject_chars: tuple[int, int], token: TokenPosit
         subject_chars: Character span (start, end) of the subject in the prompt.
         token: Which token; ``subject_first_after_last`` is the first one after the subject, or
             the prompt's last when the subject ends it.
+        n_tokens: How many tokens are read when there is more at the end than ``encoded`` has, as
+            the EOS of an encoder.
 
     Raises:
         SubjectNotInPromptError: No token stands for the subject.
     """
-    return _position(encoded, len(encoded.ids), subject_chars, token)
+    length = len(encoded.ids) if n_tokens is None else n_tokens
+    return _position(encoded, length, subject_chars, token)
 
 
 @attrs.frozen(eq=False, kw_only=True)

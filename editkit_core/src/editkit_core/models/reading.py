@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from editkit_core.metrics.forcing import decoder_start
+from editkit_core.models.pairs import decoder_start
 from editkit_core.models.text import pad_batch
 
 if TYPE_CHECKING:
@@ -174,14 +174,19 @@ def _branch(cache: Any, index: Tensor) -> Any:  # Any: transformers' own cache c
     """Copy some rows of a cache; the tensors of the original are not written to."""
     if isinstance(cache, Tensor):  # the oracle models'
         return cache[index]
-    branch = copy.copy(cache)
+    branch = _apart(cache)
+    branch.batch_select_indices(index)  # by the cache, so that all it keeps a row goes with it
+    return branch
+
+
+def _apart(cache: Any) -> Any:  # Any: as above
+    """Copy a cache but for its tensors, which the copy never writes to."""
+    copied = copy.copy(cache)
     for name in ("self_attention_cache", "cross_attention_cache"):
         if hasattr(cache, name):
-            setattr(branch, name, _branch(getattr(cache, name), index))
+            setattr(copied, name, _apart(getattr(cache, name)))
     if hasattr(cache, "is_updated"):
-        branch.is_updated = dict(cache.is_updated)
+        copied.is_updated = dict(cache.is_updated)
     if hasattr(cache, "layers"):
-        branch.layers = [copy.copy(layer) for layer in cache.layers]
-        for layer in branch.layers:
-            layer.batch_select_indices(index)
-    return branch
+        copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
