@@ -31,8 +31,10 @@ def section(thing: object, name: str) -> str:
 
 
 def items(thing: object, name: str) -> dict[str, str]:
-    """Return the items of a section, each on one line, by name."""
+    """Return the items of a section, each on one line, by name; a class has those of its bases."""
     found: dict[str, str] = {}
+    for base in thing.__bases__ if isinstance(thing, type) else ():
+        found.update(items(base, name) if base.__module__.startswith("editkit") else {})
     last = ""
     for line in _parts(thing).get(name, "").splitlines():
         match = _ITEM.fullmatch(line)

@@ -15,6 +15,7 @@ from editkit_core.testing.conformance import (
     check,
     trials,
 )
+from editkit_core.testing.conformance.case import REQUESTS
 from editkit_core.testing.models import TINY_ENCODER_DECODERS, TINY_FAMILIES
 
 
@@ -36,7 +37,7 @@ CASES = (
 )
 
 
-# The methods on the core for batches differ in their solve alone, so by default each is tried on one
+# The methods for batches differ in their solve alone, so by default each is tried on one
 # model, and on all of them with the slow tests.
 WINDOW = {
     "layers": [1], "v_insertion": "joint", "v_steps": 8, "contexts": [[4, 2]],
@@ -53,6 +54,14 @@ BATCH_CASES = (
         params={**WINDOW, "covariance": "auto", "null_energy": 0.3, "ridge": 0.01},
     ),
     MethodCase(method="ft", params={"layers": [1], "steps": 4, "lr": 0.003}),
+    MethodCase(
+        method="kn",
+        params={"nodes": 4, "layers": [2], "answer_tokens": "mean"},
+        requests=(
+            REQUESTS[0],
+            attrs.evolve(REQUESTS[1], target_new="Oslo", target_true="Peru"),
+        ),
+    ),
 )
 
 

@@ -150,7 +150,8 @@ def parse() -> Callable[[str], None]:
         while words and f"{path} {words[0]}" in COMMANDS:
             path += f" {words.pop(0)}"
         command = COMMANDS[path]
-        assert not isinstance(command, click.Group) or words in ([], ["--help"]), line
+        group = isinstance(command, click.Group) and not command.invoke_without_command
+        assert not group or words in ([], ["--help"]), line
         command.make_context(path, words, resilient_parsing=False)
 
     return check

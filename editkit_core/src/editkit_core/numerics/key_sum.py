@@ -29,7 +29,7 @@ class KeySum:
         edges = range(0, width, TILE)
         sizes = [(min(TILE, width - at), width - at) for at in edges]
         self.flat = torch.zeros(sum(h * w for h, w in sizes), dtype=torch.float64, device=device)
-        parts = self.flat.split([h * w for h, w in sizes])
+        parts = torch.split(self.flat, [h * w for h, w in sizes])
         self._strips = [
             (at, part.view(size)) for at, part, size in zip(edges, parts, sizes, strict=True)
         ]  # rows at … at+TILE, columns from `at` on
@@ -60,9 +60,11 @@ class KeySum:
 
     def square(self) -> Tensor:
         """Return Σ k kᵀ, ``(d_in, d_in)`` float64 on the CPU, exactly symmetric."""
-        whole = torch.zeros(self.width, self.width, dtype=torch.float64)
+        whole = torch.empty(self.width, self.width, dtype=torch.float64)
         for at, strip in self._strips:
             end = at + len(strip)
-            whole[at:end, at:] = strip
-            whole[at:end, at:end].triu_()
-        return whole + whole.triu(1).T
+            corner = strip[:, : len(strip)]
+            whole[at:end, at:end] = corner.triu() + corner.triu(1).T
+            whole[at:end, end:] = strip[:, len(strip) :]
+            whole[end:, at:end] = strip[:, len(strip) :].T
+        return whole

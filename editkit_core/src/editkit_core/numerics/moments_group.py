@@ -116,7 +116,7 @@ class Meeting:
     """
 
     def __init__(self, size: int) -> None:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
         self.size = size
         self._store = TCPStore(_HERE, 0, size, True, _MEET, wait_for_workers=False)
@@ -136,7 +136,7 @@ class Meeting:
 @contextmanager
 def joined(rank: int, size: int, port: int) -> Iterator[Processes]:
     """Join a meeting of this machine as a process other than the first."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
     with _told():
         store = TCPStore(_HERE, port, size, False, _MEET)

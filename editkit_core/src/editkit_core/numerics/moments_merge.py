@@ -51,14 +51,14 @@ def merge_moments(parts: Sequence[KeyMoments]) -> KeyMoments:
     for part in ordered[1:]:
         total += part.total
     known = all(len(part.texts) for part in ordered)
-    texts = torch.cat([part.texts for part in ordered]).sort().values if known else None
+    texts = torch.cat([part.texts for part in ordered]).sort().values
     return KeyMoments(
         key=key,
         total=total,
         count=sum(part.count for part in ordered),
         documents=sum(part.documents for part in ordered),
         complete=True,
-        **({} if texts is None else {"texts": texts}),
+        texts=texts if known else texts[:0],
     )
 
 

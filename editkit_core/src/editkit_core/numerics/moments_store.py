@@ -254,5 +254,5 @@ def _parse(data: bytes) -> KeyMoments:
         documents=header.documents,
         complete=header.complete,
         error=header.error,
-        **({} if texts is None else {"texts": texts}),
+        texts=torch.empty(0, dtype=torch.int64) if texts is None else texts,
     )

@@ -84,8 +84,18 @@ def solve_spd(factor: SpdFactor, rhs: Tensor) -> Tensor:
     """
     right = rhs.detach().to(device="cpu", dtype=torch.float64)
     columns = right if right.ndim == 2 else right[:, None]
-    solved = torch.cholesky_solve(columns, factor.lower)  # (n, n), (n, r) -> (n, r)
+    solved = _solved(factor.lower, columns)
     return solved if right.ndim == 2 else solved[:, 0]
+
+
+def _solved(lower: Tensor, rhs: Tensor) -> Tensor:
+    """Solve L Lᵀ x = rhs, ``(n, n), (n, r) -> (n, r)``.
+
+    `torch.cholesky_solve` gives the same bits, but copies L in every call.
+    """
+    below = torch.linalg.solve_triangular(lower, rhs, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(lower.mT, below, upper=True)
+    return solved
 
 
 def _largest(matrix: Tensor) -> float:
@@ -102,7 +112,7 @@ def _smallest(lower: Tensor) -> float:
     vector = _start(len(lower))
     value = 0.0
     for _ in range(_POWER_STEPS):
-        image = torch.cholesky_solve(vector[:, None], lower)[:, 0]  # (n, n), (n, 1) -> (n,)
+        image = _solved(lower, vector[:, None])[:, 0]
         value = float(image.norm())
         vector = image / value
     return 1.0 / value

@@ -58,6 +58,7 @@ _REQUIRED = ("model", "layers", "corpus")
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     layers: tuple[int, ...],
     corpus: str | None,
     documents: int | None,
