@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from editkit_core import Editor
-from editkit_core.data.format import LoadOptions
-from editkit_core.data.place import Place
+from editkit_core.data import load_dataset
 from editkit_core.models.editable import EditableModel
 from editkit_core.models.pairs import pair_batch, pair_logits
 from editkit_core.patch.apply import apply_patch
@@ -25,7 +24,7 @@ PROMPTS = ("The capital of {} is", "Winter came early to {}", "Nobody knew how o
 TARGETS = ("the", "of", "in")
 
 
-def facts() -> list[EditRequest]:
+def few() -> list[EditRequest]:
     """Eighteen requests; neighbours in the order have different targets."""
     pairs = [(prompt, subject) for subject in PEOPLE for prompt in PROMPTS]
     return [
@@ -68,7 +67,7 @@ def meeting(rows: Codebook) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("eps", [0.05, 0.8])
 def test_edits_one_after_another_all_hold(eps: float) -> None:
     tiny = tiny_model("gpt2")
-    editor, requests = Editor.wrap(tiny.model, tiny.tokenizer), facts()
+    editor, requests = Editor.wrap(tiny.model, tiny.tokenizer), few()
     before = editor.model.state_digest()
     stack = PatchStack(editor.model)
     params = {"layer": 1, "lr": 1.0, "steps": 25, "eps": eps}
@@ -88,8 +87,8 @@ def test_edits_one_after_another_all_hold(eps: float) -> None:
 @pytest.mark.slow
 def test_a_thousand_edits_keep_reliability() -> None:
     editor = Editor.from_pretrained("editkit:demo")
-    data = editor.host.registered("datasets")["demo"].load(Place("", None), LoadOptions())
-    requests, others = data.requests[:1000], data.requests[1000:]
+    facts = load_dataset("demo").requests
+    requests, others = facts[:1000], facts[1000:]
     plain = [pair_batch(editor.model, [(request.text, "x")]) for request in others[:100]]
     with torch.no_grad():
         before = [pair_logits(editor.model, batch) for batch in plain]

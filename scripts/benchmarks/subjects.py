@@ -41,7 +41,7 @@ def load(name: str) -> EditableModel:
 
 def small_gpt2() -> EditableModel:
     """Return the random model of GPT-2 small's size."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(vocab_size=2000)  # whole words, as GPT-2's mostly are
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = GPT2Config(bos_token_id=1, eos_token_id=2)

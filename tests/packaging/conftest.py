@@ -20,7 +20,13 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
-MEMBERS = ("editkit_core", "editkit_rome", "plugins/editkit_demo")
+MEMBERS = tuple(
+    sorted(
+        path.parent.relative_to(ROOT).as_posix()
+        for pattern in ("editkit_*/pyproject.toml", "plugins/*/pyproject.toml")
+        for path in ROOT.glob(pattern)
+    )
+)
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "build", "dist", "*.egg-info", ".*")
 SITE_PACKAGES = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 

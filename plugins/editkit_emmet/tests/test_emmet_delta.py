@@ -7,9 +7,6 @@ import logging
 import attrs
 import pytest
 import torch
-from editkit_emmet.delta import compute_delta, constrained_change
-from editkit_emmet.locate import locate
-from editkit_emmet.params import EmmetParams
 from torch import Tensor
 
 from editkit_core import EditContext, EditRequest
@@ -19,6 +16,9 @@ from editkit_core.numerics.solve import factor_spd
 from editkit_core.numerics.window import System
 from editkit_core.testing.models import tiny_model
 from editkit_core.types import Site
+from editkit_emmet.delta import compute_delta, constrained_change
+from editkit_emmet.locate import locate
+from editkit_emmet.params import EmmetParams
 
 SITE = Site(module="m", parameter="m.weight", layer=0)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
-from editkit_pmet.delta import compute_delta
-from editkit_pmet.locate import locate
-from editkit_pmet.params import PmetParams
 
 from editkit_core import EditContext, EditRequest, Patch
 from editkit_core.models.editable import EditableModel
@@ -17,6 +14,9 @@ from editkit_core.numerics.value_loss import Clean, Objective, ValueSettings
 from editkit_core.numerics.value_opt import ValueJob, optimise_values
 from editkit_core.numerics.value_rows import build_rows
 from editkit_core.testing.models import TINY_FAMILIES, tiny_model
+from editkit_pmet.delta import compute_delta
+from editkit_pmet.locate import locate
+from editkit_pmet.params import PmetParams
 
 REQUESTS = (
     EditRequest(prompt="The capital of {} is", subject="Norway", target_new="old Lima"),

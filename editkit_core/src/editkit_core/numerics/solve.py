@@ -57,6 +57,7 @@ def factor_spd(
         IllConditionedError: C is not positive definite or its condition number is too large.
     """
     system = matrix.detach().to(device="cpu", dtype=torch.float64, copy=True)
+    del matrix  # of a large one, that nobody else holds, there should not be two meanwhile
     if system.ndim != 2 or system.shape[0] != system.shape[1]:
         raise IllConditionedError(
             f"{what} have shape {tuple(system.shape)}; a square matrix is needed."
@@ -64,7 +65,8 @@ def factor_spd(
     mean = system.diagonal().mean()
     system.diagonal().add_(ridge * mean)
     lower, info = torch.linalg.cholesky_ex(system)
-    if not bool(torch.isfinite(system).all()) or int(info) != 0 or not bool(mean > 0):
+    finite = bool(torch.isfinite(system.sum()))  # entry by entry it would take another matrix
+    if not finite or int(info) != 0 or not bool(mean > 0):
         raise _refusal(what, system, float("inf"), max_condition)
     condition = _largest(system) / _smallest(lower)
     if not condition <= max_condition:

@@ -232,13 +232,11 @@ class EditorArtifact:
         Raises:
             BaseMismatchError: A weight it edits is another one, or cannot be told.
         """
-        from editkit_core.patch.fingerprint import base_mismatches
+        from editkit_core.patch.fingerprint import base_mismatches, told
 
         wrong = base_mismatches(model, self.base)
         if wrong:
-            rows = "; ".join(
-                f"{m.parameter}: the editor needs {m.expected}, found {m.found}" for m in wrong
-            )
+            rows = told(wrong, "the editor")
             raise BaseMismatchError(
                 f"The editor {self.id} was trained for {self.base.model!r} and does not fit "
                 f"{model.name!r}. {rows}. Load the model it was trained for, or train one for "

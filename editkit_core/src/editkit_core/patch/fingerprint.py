@@ -10,7 +10,7 @@ its files answer for it, once it is seen to be made from them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -95,10 +95,17 @@ def check_base(model: EditableModel, *patches: Patch) -> None:
             raise _mismatch_error(model, patch, wrong)
 
 
+def told(wrong: Sequence[Mismatch], what: str) -> str:
+    """Return the first mismatches as text; ``what`` is what needs the weights."""
+    rows = [f"{m.parameter}: {what} needs {m.expected}, found {m.found}" for m in wrong[:2]]
+    more = [f"{len(wrong) - 2} more weights do not fit"] if len(wrong) > 2 else []
+    return "; ".join([*rows, *more])
+
+
 def _mismatch_error(
     model: EditableModel, patch: Patch, wrong: tuple[Mismatch, ...]
 ) -> BaseMismatchError:
-    rows = "; ".join(f"{m.parameter}: the patch needs {m.expected}, found {m.found}" for m in wrong)
+    rows = told(wrong, "the patch")
     made_for = f"The patch {patch.header.id} was made for {patch.header.base.model!r}"
     if all(mismatch.unknown for mismatch in wrong):
         message = (
