@@ -19,7 +19,18 @@ from editkit_core.errors import InvalidParameterError
 
 Validator = Callable[[object, "attrs.Attribute[Any]", Any], None]  # Any: a field of any type
 
-__all__ = ["Validator", "each", "number", "one_of", "refusal", "texts", "whole"]
+__all__ = [
+    "Validator",
+    "each",
+    "listed",
+    "number",
+    "one_of",
+    "pairs",
+    "refusal",
+    "rising_layers",
+    "texts",
+    "whole",
+]
 
 
 def refusal(name: str, value: object, needed: str) -> InvalidParameterError:
@@ -37,18 +48,16 @@ def whole(low: int) -> Validator:
     return check
 
 
-def number(
-    *, above: float | None = None, low: float | None = None, high: float = math.inf
-) -> Validator:
-    """Accept None and finite numbers above ``above``, or from ``low`` up, to ``high``."""
+def number(*, above: float | None = None, low: float = 0.0, high: float = math.inf) -> Validator:
+    """Accept None and finite numbers above ``above``, else from ``low`` up, to ``high``."""
 
     def check(_: object, field: attrs.Attribute[Any], value: float | None) -> None:  # Any: its type
         if value is None:
             return
         real = not isinstance(value, bool) and isinstance(value, int | float)
-        big_enough = real and (value > above if above is not None else low is None or value >= low)
+        big_enough = real and (value > above if above is not None else value >= low)
         if not (big_enough and math.isfinite(value) and value <= high):
-            start = f"above {above:g}" if above is not None else f"{low or 0:g} or more"
+            start = f"above {above:g}" if above is not None else f"{low:g} or more"
             end = "" if high == math.inf else f" and at most {high:g}"
             raise refusal(field.name, value, f"{start}{end}")
 
@@ -75,6 +84,29 @@ def each(validator: Validator) -> Validator:
             validator(_, field, member)
 
     return check
+
+
+def rising_layers(
+    instance: object,
+    field: attrs.Attribute[Any],  # Any: its type
+    value: tuple[int, ...] | None,
+) -> None:
+    """Accept None and rising layer numbers from 0, each once, at least one."""
+    if value is None:
+        return
+    each(whole(0))(instance, field, value)
+    if list(value) != sorted(set(value)):
+        raise refusal(field.name, list(value), "rising layer numbers, each once")
+
+
+def listed(value: Iterable[Any] | None) -> tuple[Any, ...] | None:  # Any: of any type
+    """Make a tuple; None stays None."""
+    return None if value is None else tuple(value)
+
+
+def pairs(value: Iterable[Iterable[int]]) -> Any:  # Any: their lengths are checked later
+    """Make a tuple of tuples."""
+    return tuple(tuple(pair) for pair in value)
 
 
 def texts(value: Iterable[str]) -> tuple[str, ...]:

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 
-from editkit_core.errors import InvalidParameterError
+from editkit_core.validators import number, one_of, whole
 
 Stack = Literal["decoder", "encoder"]
 Scale = Literal["absolute", "relative"]
 Init = Literal["cold", "warm"]
 Replacement = Literal["replace_last", "replace_prompt", "replace_all"]
 Expand = Literal["coverage", "moving_average"]
-
-
-def _refuse(name: str, value: object, needed: str) -> InvalidParameterError:
-    return InvalidParameterError(f"{name} is {value!r}; it must be {needed}.", parameter=name)
-
-
-def _whole(low: int) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[int | None], value: int | None) -> None:
-        if value is not None and value < low:
-            raise _refuse(field.name, value, f"a whole number from {low} up")
-
-    return check
-
-
-def _positive() -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[float | None], value: float | None) -> None:
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise _refuse(field.name, value, "above 0")
-
-    return check
-
-
-def _share(_: object, field: attrs.Attribute[float], value: float) -> None:
-    if not 0 <= value <= 1:
-        raise _refuse(field.name, value, "0 or more and at most 1")
-
-
-def _one_of(*known: str) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[str], value: str) -> None:
-        if value not in known:
-            raise _refuse(field.name, value, f"one of {', '.join(known)}")
-
-    return check
 
 
 @attrs.frozen(kw_only=True)
@@ -83,22 +49,20 @@ class GraceParams:
             Source: ours.
     """
 
-    layer: int | None = attrs.field(default=None, validator=_whole(0))
-    layer_fraction: float = attrs.field(default=0.75, validator=_share)
-    stack: Stack = attrs.field(default="decoder", validator=_one_of("decoder", "encoder"))
+    layer: int | None = attrs.field(default=None, validator=whole(0))
+    layer_fraction: float = attrs.field(default=0.75, validator=number(low=0, high=1))
+    stack: Stack = attrs.field(default="decoder", validator=one_of("decoder", "encoder"))
     projection: str | None = attrs.field(default=None)
-    eps: float = attrs.field(default=0.1, validator=_positive())
-    eps_mode: Scale = attrs.field(default="relative", validator=_one_of("absolute", "relative"))
-    lr: float = attrs.field(default=0.5, validator=_positive())
-    lr_mode: Scale = attrs.field(default="relative", validator=_one_of("absolute", "relative"))
-    steps: int = attrs.field(default=100, validator=_whole(1))
-    init: Init = attrs.field(default="warm", validator=_one_of("cold", "warm"))
+    eps: float = attrs.field(default=0.1, validator=number(above=0))
+    eps_mode: Scale = attrs.field(default="relative", validator=one_of("absolute", "relative"))
+    lr: float = attrs.field(default=0.5, validator=number(above=0))
+    lr_mode: Scale = attrs.field(default="relative", validator=one_of("absolute", "relative"))
+    steps: int = attrs.field(default=100, validator=whole(1))
+    init: Init = attrs.field(default="warm", validator=one_of("cold", "warm"))
     replacement: Replacement = attrs.field(
         default="replace_last",
-        validator=_one_of("replace_last", "replace_prompt", "replace_all"),
+        validator=one_of("replace_last", "replace_prompt", "replace_all"),
     )
-    expand: Expand = attrs.field(
-        default="coverage", validator=_one_of("coverage", "moving_average")
-    )
+    expand: Expand = attrs.field(default="coverage", validator=one_of("coverage", "moving_average"))
     only_if_wrong: bool = True
-    early_stop_loss: float | None = attrs.field(default=0.01, validator=_positive())
+    early_stop_loss: float | None = attrs.field(default=0.01, validator=number(above=0))

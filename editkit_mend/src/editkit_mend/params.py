@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import attrs
 
-from editkit_core.errors import InvalidParameterError
+from editkit_core.validators import listed, number, one_of, refusal, whole
 
 Norm = Literal["shape", "weight", "none"]
 Tokens = Literal["all", "answer"]
@@ -17,44 +16,9 @@ Retarget = Literal["as_given", "relation"]
 Decay = Literal["none", "linear", "cosine"]
 
 
-def _refuse(name: str, value: object, needed: str) -> InvalidParameterError:
-    return InvalidParameterError(f"{name} is {value!r}; it must be {needed}.", parameter=name)
-
-
-def _whole(low: int) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[int | None], value: int | None) -> None:
-        if value is not None and value < low:
-            raise _refuse(field.name, value, f"a whole number from {low} up")
-
-    return check
-
-
-def _number(low: float = -math.inf, *, above: bool = False) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[float | None], value: float | None) -> None:
-        if value is None:
-            return
-        if not math.isfinite(value) or value < low or (above and value == low):
-            start = "finite" if low == -math.inf else f"{'above ' if above else ''}{low:g}"
-            raise _refuse(field.name, value, start if above else f"{start} or more")
-
-    return check
-
-
 def _finite(_: object, field: attrs.Attribute[float], value: float) -> None:
     if not math.isfinite(value) or value == 0:
-        raise _refuse(field.name, value, "a number other than 0")
-
-
-def _one_of(kind: Any) -> Any:  # Any: a Literal, an attrs validator
-    def check(_: object, field: attrs.Attribute[str], value: str) -> None:
-        if value not in get_args(kind):
-            raise _refuse(field.name, value, f"one of {', '.join(get_args(kind))}")
-
-    return check
-
-
-def _listed(value: Iterable[Any] | None) -> tuple[Any, ...] | None:  # Any: int or str
-    return None if value is None else tuple(value)
+        raise refusal(field.name, value, "a number other than 0")
 
 
 @attrs.frozen(kw_only=True)
@@ -109,35 +73,35 @@ class MendParams:
             Source: ours.
     """
 
-    layers: tuple[int, ...] | None = attrs.field(default=None, converter=_listed)
-    encoder_layers: tuple[int, ...] | None = attrs.field(default=None, converter=_listed)
-    blocks: int | None = attrs.field(default=3, validator=_whole(0))
-    projections: tuple[str, ...] | None = attrs.field(default=None, converter=_listed)
-    rank: int = attrs.field(default=1920, validator=_whole(1))
-    n_hidden: int = attrs.field(default=1, validator=_whole(0))
-    norm: Norm = attrs.field(default="weight", validator=_one_of(Norm))
+    layers: tuple[int, ...] | None = attrs.field(default=None, converter=listed)
+    encoder_layers: tuple[int, ...] | None = attrs.field(default=None, converter=listed)
+    blocks: int | None = attrs.field(default=3, validator=whole(0))
+    projections: tuple[str, ...] | None = attrs.field(default=None, converter=listed)
+    rank: int = attrs.field(default=1920, validator=whole(1))
+    n_hidden: int = attrs.field(default=1, validator=whole(0))
+    norm: Norm = attrs.field(default="weight", validator=one_of(*get_args(Norm)))
     shared: bool = True
-    tokens: Tokens = attrs.field(default="all", validator=_one_of(Tokens))
+    tokens: Tokens = attrs.field(default="all", validator=one_of(*get_args(Tokens)))
     edit_lr: float = attrs.field(default=-1e-4, validator=_finite)
     strength: float = attrs.field(default=1.0, validator=_finite)
-    lr: float = attrs.field(default=1e-6, validator=_number(0, above=True))
-    lr_lr: float = attrs.field(default=1e-4, validator=_number(0))
-    warmup: int = attrs.field(default=0, validator=_whole(0))
-    decay: Decay = attrs.field(default="none", validator=_one_of(Decay))
-    c_edit: float = attrs.field(default=0.1, validator=_number(0))
-    c_loc: float = attrs.field(default=1.0, validator=_number(0))
-    batch: int = attrs.field(default=1, validator=_whole(1))
-    n_edits: int = attrs.field(default=1, validator=_whole(1))
-    accumulate: int = attrs.field(default=10, validator=_whole(1))
-    clip: float | None = attrs.field(default=100.0, validator=_number(0, above=True))
-    steps: int = attrs.field(default=10_000, validator=_whole(1))
-    validate_every: int = attrs.field(default=500, validator=_whole(0))
-    patience: int | None = attrs.field(default=4, validator=_whole(1))
-    equivalents: int = attrs.field(default=1, validator=_whole(0))
-    locality: int = attrs.field(default=1, validator=_whole(0))
-    phrasings: Phrasings = attrs.field(default="own", validator=_one_of(Phrasings))
-    retarget: Retarget = attrs.field(default="as_given", validator=_one_of(Retarget))
-    statistics: int = attrs.field(default=200, validator=_whole(2))
+    lr: float = attrs.field(default=1e-6, validator=number(above=0))
+    lr_lr: float = attrs.field(default=1e-4, validator=number(low=0))
+    warmup: int = attrs.field(default=0, validator=whole(0))
+    decay: Decay = attrs.field(default="none", validator=one_of(*get_args(Decay)))
+    c_edit: float = attrs.field(default=0.1, validator=number(low=0))
+    c_loc: float = attrs.field(default=1.0, validator=number(low=0))
+    batch: int = attrs.field(default=1, validator=whole(1))
+    n_edits: int = attrs.field(default=1, validator=whole(1))
+    accumulate: int = attrs.field(default=10, validator=whole(1))
+    clip: float | None = attrs.field(default=100.0, validator=number(above=0))
+    steps: int = attrs.field(default=10_000, validator=whole(1))
+    validate_every: int = attrs.field(default=500, validator=whole(0))
+    patience: int | None = attrs.field(default=4, validator=whole(1))
+    equivalents: int = attrs.field(default=1, validator=whole(0))
+    locality: int = attrs.field(default=1, validator=whole(0))
+    phrasings: Phrasings = attrs.field(default="own", validator=one_of(*get_args(Phrasings)))
+    retarget: Retarget = attrs.field(default="as_given", validator=one_of(*get_args(Retarget)))
+    statistics: int = attrs.field(default=200, validator=whole(2))
 
     @layers.validator
     @encoder_layers.validator
@@ -145,4 +109,4 @@ class MendParams:
         self, field: attrs.Attribute[tuple[int, ...] | None], value: tuple[int, ...] | None
     ) -> None:
         if value is not None and (len(set(value)) != len(value) or any(n < 0 for n in value)):
-            raise _refuse(field.name, value, "blocks counted from 0, each once")
+            raise refusal(field.name, value, "blocks counted from 0, each once")

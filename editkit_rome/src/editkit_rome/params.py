@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 
-from editkit_core.errors import InvalidParameterError
 from editkit_core.types import SLOT, TokenPosition
+from editkit_core.validators import number, one_of, pairs, refusal, texts, whole
 
 Variant = Literal["r-rome", "rome", "p-rome"]
 KlPosition = Literal["subject_last", "prompt_last"]
@@ -18,49 +16,6 @@ ClampMode = Literal["value", "stream"]
 KeySource = Literal["prompt", "mention", "both"]
 Insertion = Literal["token", "rank_one"]
 CovarianceMode = Literal["required", "auto", "identity"]
-
-
-def _refuse(name: str, value: object, needed: str) -> InvalidParameterError:
-    return InvalidParameterError(f"{name} is {value!r}; it must be {needed}.", parameter=name)
-
-
-def _whole(low: int) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[int | None], value: int | None) -> None:
-        if value is not None and value < low:
-            raise _refuse(field.name, value, f"a whole number from {low} up")
-
-    return check
-
-
-def _number(
-    *, above: float | None = None, low: float | None = None, high: float = math.inf
-) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[float | None], value: float | None) -> None:
-        if value is None:
-            return
-        big_enough = value > above if above is not None else low is None or value >= low
-        if not (math.isfinite(value) and big_enough and value <= high):
-            start = f"above {above:g}" if above is not None else f"{low:g} or more"
-            end = "" if high == math.inf else f" and at most {high:g}"
-            raise _refuse(field.name, value, f"{start}{end}")
-
-    return check
-
-
-def _one_of(*known: str) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[str], value: str) -> None:
-        if value not in known:
-            raise _refuse(field.name, value, f"one of {', '.join(known)}")
-
-    return check
-
-
-def _pairs(value: Iterable[Iterable[int]]) -> Any:  # Any: their lengths are checked later
-    return tuple(tuple(pair) for pair in value)
-
-
-def _texts(value: Iterable[str]) -> tuple[str, ...]:
-    return tuple(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -118,51 +73,51 @@ class RomeParams:
             accepts any. Source: ours.
     """
 
-    layer: int | None = attrs.field(default=None, validator=_whole(0))
-    layer_fraction: float = attrs.field(default=1 / 6, validator=_number(low=0, high=1))
-    variant: Variant = attrs.field(default="r-rome", validator=_one_of("r-rome", "rome", "p-rome"))
+    layer: int | None = attrs.field(default=None, validator=whole(0))
+    layer_fraction: float = attrs.field(default=1 / 6, validator=number(low=0, high=1))
+    variant: Variant = attrs.field(default="r-rome", validator=one_of("r-rome", "rome", "p-rome"))
     fact_token: TokenPosition = attrs.field(
         default="subject_last",
-        validator=_one_of("subject_last", "subject_first", "subject_first_after_last", "last"),
+        validator=one_of("subject_last", "subject_first", "subject_first_after_last", "last"),
     )
     key_from: KeySource = attrs.field(
-        default="prompt", validator=_one_of("prompt", "mention", "both")
+        default="prompt", validator=one_of("prompt", "mention", "both")
     )
-    v_steps: int = attrs.field(default=25, validator=_whole(1))
-    v_lr: float = attrs.field(default=0.3, validator=_number(above=0))
-    v_lr_mode: LrMode = attrs.field(default="relative", validator=_one_of("absolute", "relative"))
-    v_insertion: Insertion = attrs.field(default="rank_one", validator=_one_of("token", "rank_one"))
-    v_weight_decay: float = attrs.field(default=1e-3, validator=_number(low=0))
-    clamp_norm: float = attrs.field(default=2.0, validator=_number(above=0))
-    clamp_mode: ClampMode = attrs.field(default="stream", validator=_one_of("value", "stream"))
-    loss_stop: float = attrs.field(default=0.05, validator=_number(low=0))
-    kl_factor: float = attrs.field(default=0.0625, validator=_number(low=0))
-    kl_prompts: tuple[str, ...] = attrs.field(default=("{} is a",), converter=_texts)
+    v_steps: int = attrs.field(default=25, validator=whole(1))
+    v_lr: float = attrs.field(default=0.3, validator=number(above=0))
+    v_lr_mode: LrMode = attrs.field(default="relative", validator=one_of("absolute", "relative"))
+    v_insertion: Insertion = attrs.field(default="rank_one", validator=one_of("token", "rank_one"))
+    v_weight_decay: float = attrs.field(default=1e-3, validator=number(low=0))
+    clamp_norm: float = attrs.field(default=2.0, validator=number(above=0))
+    clamp_mode: ClampMode = attrs.field(default="stream", validator=one_of("value", "stream"))
+    loss_stop: float = attrs.field(default=0.05, validator=number(low=0))
+    kl_factor: float = attrs.field(default=0.0625, validator=number(low=0))
+    kl_prompts: tuple[str, ...] = attrs.field(default=("{} is a",), converter=texts)
     kl_position: KlPosition = attrs.field(
-        default="subject_last", validator=_one_of("subject_last", "prompt_last")
+        default="subject_last", validator=one_of("subject_last", "prompt_last")
     )
-    essence_samples: int = attrs.field(default=0, validator=_whole(0))
-    essence_length: int = attrs.field(default=16, validator=_whole(1))
-    essence_factor: float = attrs.field(default=1.0, validator=_number(low=0))
-    ending_factor: float = attrs.field(default=0.0, validator=_number(low=0))
+    essence_samples: int = attrs.field(default=0, validator=whole(0))
+    essence_length: int = attrs.field(default=16, validator=whole(1))
+    essence_factor: float = attrs.field(default=1.0, validator=number(low=0))
+    ending_factor: float = attrs.field(default=0.0, validator=number(low=0))
     covariance: CovarianceMode = attrs.field(
-        default="auto", validator=_one_of("required", "auto", "identity")
+        default="auto", validator=one_of("required", "auto", "identity")
     )
-    covariance_ridge: float = attrs.field(default=0.0, validator=_number(low=0))
+    covariance_ridge: float = attrs.field(default=0.0, validator=number(low=0))
     contexts: tuple[tuple[int, int], ...] = attrs.field(
-        default=((5, 10), (10, 10)), converter=_pairs
+        default=((5, 10), (10, 10)), converter=pairs
     )
-    context_seed: int | None = attrs.field(default=None, validator=_whole(0))
-    max_rel_norm: float | None = attrs.field(default=None, validator=_number(above=0))
+    context_seed: int | None = attrs.field(default=None, validator=whole(0))
+    max_rel_norm: float | None = attrs.field(default=None, validator=number(above=0))
 
     @kl_prompts.validator
     def _check_kl_prompts(self, _: object, value: tuple[str, ...]) -> None:
         for template in value:
             if template.count(SLOT) != 1:
-                raise _refuse("kl_prompts", template, "a text with one {} for the subject")
+                raise refusal("kl_prompts", template, "a text with one {} for the subject")
 
     @contexts.validator
     def _check_contexts(self, _: object, value: tuple[tuple[int, int], ...]) -> None:
         for pair in value:
             if len(pair) != 2 or pair[0] < 1 or pair[1] < 0:
-                raise _refuse("contexts", pair, "pairs (tokens, number of texts), such as [5, 10]")
+                raise refusal("contexts", pair, "pairs (tokens, number of texts), such as [5, 10]")

@@ -6,13 +6,21 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from editkit_core.types import SLOT, TokenPosition
-from editkit_core.validators import each, number, one_of, refusal, texts, whole
+from editkit_core.validators import (
+    listed,
+    number,
+    one_of,
+    pairs,
+    refusal,
+    rising_layers,
+    texts,
+    whole,
+)
 
 if TYPE_CHECKING:
     from editkit_core.numerics.value_loss import ValueSettings
@@ -20,14 +28,6 @@ if TYPE_CHECKING:
 Spread = Literal["linear", "sqrt"]
 
 __all__ = ["Spread", "WindowParams"]
-
-
-def _layers(value: Iterable[int] | None) -> tuple[int, ...] | None:
-    return None if value is None else tuple(value)
-
-
-def _pairs(value: Iterable[Iterable[int]]) -> Any:  # Any: their lengths are checked later
-    return tuple(tuple(pair) for pair in value)
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +86,9 @@ class WindowParams:
             accepts any. Source: ours.
     """
 
-    layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers)
+    layers: tuple[int, ...] | None = attrs.field(
+        default=None, converter=listed, validator=rising_layers
+    )
     first_fraction: float = attrs.field(default=0.15, validator=number(low=0, high=1))
     last_fraction: float = attrs.field(default=0.3, validator=number(low=0, high=1))
     fact_token: TokenPosition = attrs.field(
@@ -123,20 +125,10 @@ class WindowParams:
         default="auto", validator=one_of("required", "auto", "identity")
     )
     covariance_ridge: float = attrs.field(default=0.0, validator=number(low=0))
-    contexts: tuple[tuple[int, int], ...] = attrs.field(default=((10, 5),), converter=_pairs)
+    contexts: tuple[tuple[int, int], ...] = attrs.field(default=((10, 5),), converter=pairs)
     context_seed: int | None = attrs.field(default=None, validator=whole(0))
     value_batch: int = attrs.field(default=8, validator=whole(1))
     max_rel_norm: float | None = attrs.field(default=None, validator=number(above=0))
-
-    @layers.validator
-    def _check_layers(
-        self, field: attrs.Attribute[tuple[int, ...] | None], value: tuple[int, ...] | None
-    ) -> None:
-        if value is None:
-            return
-        each(whole(0))(self, field, value)
-        if list(value) != sorted(set(value)):
-            raise refusal("layers", list(value), "rising layer numbers, each once")
 
     @kl_prompts.validator
     def _check_kl_prompts(self, _: object, value: tuple[str, ...]) -> None:

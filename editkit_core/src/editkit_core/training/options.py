@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
 
-from editkit_core.errors import InvalidParameterError
+from editkit_core.validators import number, refusal, whole
 
 if TYPE_CHECKING:
     from editkit_core.data.dataset import DataSet
@@ -17,31 +17,6 @@ __all__ = ["Decay", "Optimizer", "Schedule", "TrainingOptions"]
 
 Optimizer = Literal["adam", "adamw"]
 Decay = Literal["none", "linear", "cosine"]
-
-
-def _whole(low: int) -> Any:  # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[int | None], value: int | None) -> None:
-        if value is not None and (type(value) is not int or value < low):
-            raise _refuse(field.name, value, f"a whole number from {low} up")
-
-    return check
-
-
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    # Any: an attrs validator
-    def check(_: object, field: attrs.Attribute[float | None], value: float | None) -> None:
-        if value is None:
-            return
-        good = isinstance(value, int | float) and math.isfinite(value)
-        if not good or value < low or value > high or (above and value == low):
-            start = f"above {low:g}" if above else f"{low:g} or more"
-            raise _refuse(field.name, value, f"a number {start}")
-
-    return check
-
-
-def _refuse(name: str, value: object, needed: str) -> InvalidParameterError:
-    return InvalidParameterError(f"{name} is {value!r}; it must be {needed}.", parameter=name)
 
 
 @attrs.frozen(kw_only=True)
@@ -64,23 +39,23 @@ class Schedule:
         patience: Validations in a row without a better score that end training; None never does.
     """
 
-    steps: int = attrs.field(validator=_whole(1))
-    batch: int = attrs.field(default=1, validator=_whole(1))
-    accumulate: int = attrs.field(default=1, validator=_whole(1))
-    clip: float | None = attrs.field(default=None, validator=_number(0, above=True))
+    steps: int = attrs.field(validator=whole(1))
+    batch: int = attrs.field(default=1, validator=whole(1))
+    accumulate: int = attrs.field(default=1, validator=whole(1))
+    clip: float | None = attrs.field(default=None, validator=number(above=0))
     optimizer: Optimizer = attrs.field(default="adam")
-    weight_decay: float = attrs.field(default=0.0, validator=_number(0))
-    warmup: int = attrs.field(default=0, validator=_whole(0))
+    weight_decay: float = attrs.field(default=0.0, validator=number(low=0))
+    warmup: int = attrs.field(default=0, validator=whole(0))
     decay: Decay = attrs.field(default="none")
-    validate_every: int = attrs.field(default=100, validator=_whole(0))
-    patience: int | None = attrs.field(default=None, validator=_whole(1))
+    validate_every: int = attrs.field(default=100, validator=whole(0))
+    patience: int | None = attrs.field(default=None, validator=whole(1))
 
     @optimizer.validator
     @decay.validator
     def _check_word(self, field: attrs.Attribute[str], value: str) -> None:
         known = get_args(Optimizer if field.name == "optimizer" else Decay)
         if value not in known:
-            raise _refuse(field.name, value, f"one of {', '.join(known)}")
+            raise refusal(field.name, value, f"one of {', '.join(known)}")
 
     def factor(self, step: int) -> float:
         """Return what the learning rates are multiplied with in update ``step``, from 0."""
@@ -111,8 +86,8 @@ class TrainingOptions:
     folder: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     fresh: bool = False
     validation: DataSet | None = attrs.field(default=None, repr=False)
-    validation_share: float = attrs.field(default=0.1, validator=_number(0, 0.9))
-    validation_limit: int = attrs.field(default=100, validator=_whole(1))
-    max_minutes: float | None = attrs.field(default=None, validator=_number(0))
-    checkpoint_every: int = attrs.field(default=100, validator=_whole(1))
+    validation_share: float = attrs.field(default=0.1, validator=number(low=0, high=0.9))
+    validation_limit: int = attrs.field(default=100, validator=whole(1))
+    max_minutes: float | None = attrs.field(default=None, validator=number(low=0))
+    checkpoint_every: int = attrs.field(default=100, validator=whole(1))
     tensorboard: bool | None = None

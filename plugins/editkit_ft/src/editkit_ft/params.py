@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import attrs
 
-from editkit_core.validators import each, number, one_of, refusal, whole
+from editkit_core.validators import listed, number, one_of, rising_layers, whole
 
 Objective = Literal["prompt_last", "target_new"]
-
-
-def _layers(value: Iterable[int] | None) -> tuple[int, ...] | None:
-    return None if value is None else tuple(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -45,7 +40,9 @@ class FtParams:
         loss_stop: Training ends after a pass whose mean loss is below this. Source: [2].
     """
 
-    layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers)
+    layers: tuple[int, ...] | None = attrs.field(
+        default=None, converter=listed, validator=rising_layers
+    )
     layer_fraction: float = attrs.field(default=0.65, validator=number(low=0, high=1))
     stack: Literal["decoder", "encoder"] = attrs.field(
         default="decoder", validator=one_of("decoder", "encoder")
@@ -63,16 +60,6 @@ class FtParams:
     )
     loss_skip: float = attrs.field(default=1e-2, validator=number(low=0))
     loss_stop: float = attrs.field(default=1e-2, validator=number(low=0))
-
-    @layers.validator
-    def _check_layers(
-        self, field: attrs.Attribute[tuple[int, ...] | None], value: tuple[int, ...] | None
-    ) -> None:
-        if value is None:
-            return
-        each(whole(0))(self, field, value)
-        if list(value) != sorted(set(value)):
-            raise refusal("layers", list(value), "rising layer numbers, each once")
 
     def chosen(self, n_layers: int) -> tuple[int, ...]:
         """Return the layers to train of a stack with ``n_layers`` blocks."""

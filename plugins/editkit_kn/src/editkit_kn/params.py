@@ -7,15 +7,11 @@ from typing import Literal
 
 import attrs
 
-from editkit_core.validators import each, number, one_of, refusal, whole
+from editkit_core.validators import listed, number, one_of, refusal, rising_layers, whole
 
 Rule = Literal["gauss", "midpoint", "left", "right"]
 Phrasings = Literal["contexts", "paraphrases", "none"]
 Answer = Literal["first", "mean"]
-
-
-def _layers(value: Iterable[int] | None) -> tuple[int, ...] | None:
-    return None if value is None else tuple(value)
 
 
 def _pairs(value: Iterable[Iterable[int]]) -> tuple[tuple[int, int], ...]:
@@ -70,7 +66,9 @@ class KnParams:
             that the product with its activation points to the new answer. Source: ours.
     """
 
-    layers: tuple[int, ...] | None = attrs.field(default=None, converter=_layers)
+    layers: tuple[int, ...] | None = attrs.field(
+        default=None, converter=listed, validator=rising_layers
+    )
     rule: Rule = attrs.field(
         default="gauss", validator=one_of("gauss", "midpoint", "left", "right")
     )
@@ -98,13 +96,3 @@ class KnParams:
     )
     answer_tokens: Answer = attrs.field(default="first", validator=one_of("first", "mean"))
     follow_sign: bool = True
-
-    @layers.validator
-    def _check_layers(
-        self, field: attrs.Attribute[tuple[int, ...] | None], value: tuple[int, ...] | None
-    ) -> None:
-        if value is None:
-            return
-        each(whole(0))(self, field, value)
-        if list(value) != sorted(set(value)):
-            raise refusal("layers", list(value), "rising layer numbers, each once")
