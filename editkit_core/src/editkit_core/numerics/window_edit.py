@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
+from torch import Tensor
 
 from editkit_core.errors import InvalidParameterError
+from editkit_core.numerics.batch_memory import plan_batch
 from editkit_core.numerics.contexts import sample_contexts
 from editkit_core.numerics.evaluating import evaluating
+from editkit_core.numerics.history import earlier_keys, side_by_side
 from editkit_core.numerics.window import (
     LayerStatistics,
     Solve,
+    Target,
+    WindowEdit,
+    averaged_keys,
     batch_report,
     check_batch,
     find_targets,
@@ -49,7 +58,8 @@ def edit_window(
 ) -> Patch:
     """Find the values, write the layers one after the other, and return the patch.
 
-    The model is left bit-identical.
+    The model is left bit-identical. A batch that does not fit in memory is computed in parts, each
+    on top of those before it, whose keys are protected; see :mod:`.batch_memory`.
 
     Args:
         model: The model.
@@ -71,7 +81,7 @@ def edit_window(
         StatisticsError: Key statistics are missing, damaged or cannot be solved with.
         EditError: A value, key or change is not finite or too large.
     """
-    check_batch(requests)
+    requests = check_batch(requests, params.duplicates)
     with evaluating(model.model):
         if covariances is None:
             covariances = window_covariances(model, sites, params, context)
@@ -79,36 +89,35 @@ def edit_window(
         settings = settings or params.value_settings(seed=context.seed)
         if params.v_insertion == "joint":
             _check_joint(sites, settings, read)
-            targets, edit = train_jointly(
-                model,
-                requests,
-                sites[-1],
-                contexts,
-                covariances[-1],
-                solve,
-                settings,
-                params,
-                context,
-                keys_after=keys_after,
-            )
-        else:
-            targets = find_targets(
-                model, requests, sites[-1], contexts, settings, params, context, covariances[-1]
-            )
-            edit = spread_targets(
-                model,
-                requests,
-                sites,
-                contexts,
-                torch.stack([target.value for target in targets]),
-                covariances,
-                solve,
-                params,
-                context,
-                read=read,
-                keys_after=keys_after,
-            )
-        report = batch_report(model, requests, targets, edit, covariances)
+        plan = plan_batch(model, requests, sites, contexts, settings, params)
+        if plan.warning:
+            logging.getLogger("editkit").warning("%s", plan.warning)
+        past = {
+            site.module: earlier_keys(site, method.name, context.stack if params.history else ())
+            for site in sites
+        }
+        within = _Batch(
+            model=model,
+            sites=sites,
+            contexts=contexts,
+            covariances=covariances,
+            solve=solve,
+            settings=settings,
+            params=attrs.evolve(params, value_batch=plan.value_batch),
+            context=context,
+            read=read,
+        )
+        targets, edit = within.in_parts(requests, plan.sizes, past)
+        report = dict(batch_report(model, requests, targets, edit, covariances))
+        keys = None
+        if keys_after:
+            with edit.shown(model):
+                keys = [averaged_keys(model, requests, site, contexts, params) for site in sites]
+    if params.history:
+        report["protected_edits"] = max(keys.shape[1] for keys in past.values())
+    if len(plan.sizes) > 1:
+        params = attrs.evolve(params, edits_at_once=plan.part)
+        report["parts"] = list(plan.sizes)
     return window_patch(
         model,
         requests,
@@ -119,8 +128,88 @@ def edit_window(
         contexts=contexts,
         context=context,
         metrics={**report, **metrics},
-        keys=edit.last_keys if keys_after else None,
+        keys=keys,
     )
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _Batch:
+    """What all parts of a batch have in common; see :func:`edit_window`."""
+
+    model: EditableModel
+    sites: Sequence[Site]
+    contexts: Sequence[str]
+    covariances: Sequence[LayerStatistics]
+    solve: Solve
+    settings: ValueSettings
+    params: WindowParams
+    context: EditContext
+    read: str | None
+
+    def in_parts(
+        self, requests: Sequence[EditRequest], sizes: Sequence[int], past: Mapping[str, Tensor]
+    ) -> tuple[list[Target], WindowEdit]:
+        """Compute each part on top of those before it, whose keys and ``past`` are protected."""
+        targets: list[Target] = []
+        edits: list[WindowEdit] = []
+        with ExitStack() as shown:
+            for size in sizes:
+                earlier = {
+                    site.module: side_by_side(
+                        [past[site.module], *(edit.layers[number].keys for edit in edits)]
+                    )
+                    for number, site in enumerate(self.sites)
+                }
+                part = requests[len(targets) : len(targets) + size]
+                found, edit = self.compute(part, earlier)
+                targets += found
+                edits.append(edit)
+                if len(targets) < len(requests):
+                    shown.enter_context(edit.shown(self.model))
+        return targets, WindowEdit.joined(edits)
+
+    def compute(
+        self, requests: Sequence[EditRequest], earlier: Mapping[str, Tensor]
+    ) -> tuple[list[Target], WindowEdit]:
+        """Find the values of some edits and write them to the layers."""
+        last = self.sites[-1]
+        if self.params.v_insertion == "joint":
+            return train_jointly(
+                self.model,
+                requests,
+                last,
+                self.contexts,
+                self.covariances[-1],
+                self.solve,
+                self.settings,
+                self.params,
+                self.context,
+                earlier=earlier[last.module],
+            )
+        targets = find_targets(
+            self.model,
+            requests,
+            last,
+            self.contexts,
+            self.settings,
+            self.params,
+            self.context,
+            self.covariances[-1],
+        )
+        edit = spread_targets(
+            self.model,
+            requests,
+            self.sites,
+            self.contexts,
+            torch.stack([target.value for target in targets]),
+            self.covariances,
+            self.solve,
+            self.params,
+            self.context,
+            read=self.read,
+            earlier=earlier,
+        )
+        return targets, edit
 
 
 def _check_joint(sites: Sequence[Site], settings: ValueSettings, read: str | None) -> None:
