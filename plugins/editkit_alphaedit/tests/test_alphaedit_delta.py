@@ -95,6 +95,15 @@ def test_rank_at_most_e() -> None:
     assert change.v.shape == (N, D_IN)
 
 
+def test_what_other_text_sees_of_rows_is_that_of_its_keys() -> None:
+    keys = low_rank_keys()
+    rows = numbers(N, D_IN, seed=6)
+    seen = rows @ keys  # (n, tokens)
+    torch.testing.assert_close(exact().gram(rows), seen @ seen.T / keys.shape[1])
+    inside = exact().project(rows.T).T
+    assert float(exact().gram(inside).norm()) < 1e-12
+
+
 def test_without_a_null_space_it_is_a_ridge() -> None:
     everything = null_space(spectrum(low_rank_keys()), rule="threshold", limit=1e9)
     ours = _delta(protected_change(K, R, NONE, everything, 2.0))

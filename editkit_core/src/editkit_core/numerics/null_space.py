@@ -70,22 +70,28 @@ class NullSpace:
     largest: float
     share: float
     origin: dict[str, Any]  # Any: JSON values
-    _basis: Tensor = attrs.field(repr=False)  # by columns: those kept, or those left out
-    _kept: bool
+    _spectrum: Spectrum = attrs.field(repr=False)
 
     def project(self, keys: Tensor) -> Tensor:
         """Return P keys for ``keys (d_in,)`` or ``(d_in, n)``, float64 on the CPU."""
         given = keys.detach().to("cpu", torch.float64)
-        along = self._basis @ (self._basis.T @ given)  # (d_in, r) @ ((r, d_in) @ (d_in, n))
-        return along if self._kept else given - along
+        vectors = self._spectrum.vectors
+        kept = 2 * self.rank <= len(vectors)  # the narrower half of the basis is less work
+        basis = vectors[:, : self.rank] if kept else vectors[:, self.rank :]
+        along = basis @ (basis.T @ given)  # (d_in, r) @ ((r, d_in) @ (d_in, n))
+        return along if kept else given - along
 
     def solve(self, rhs: Tensor) -> Tensor:
         """Return P rhs: P takes the place of C⁻¹ in a solve."""
         return self.project(rhs)
 
-    def gram(self, rows: Tensor) -> None:
-        """Return None: what is read of other text is cut off already."""
-        return None
+    def gram(self, rows: Tensor) -> Tensor:
+        """Return V C Vᵀ for ``rows (n, d_in)``, ``(n, n)`` float64 on the CPU.
+
+        A threshold above 0 leaves some of C within the null space, so it is not 0.
+        """
+        read = rows.detach().to("cpu", torch.float64) @ self._spectrum.vectors  # (n, d_in)
+        return (read * self._spectrum.values) @ read.T
 
 
 def null_space(spectrum: Spectrum, *, rule: NullRule, limit: float) -> NullSpace:
@@ -116,8 +122,6 @@ def null_space(spectrum: Spectrum, *, rule: NullRule, limit: float) -> NullSpace
             limit=limit,
             needed=least,
         )
-    kept = 2 * rank <= len(values)
-    basis = spectrum.vectors[:, :rank] if kept else spectrum.vectors[:, rank:]
     largest, share = float(values[rank - 1]), float(values[:rank].sum()) / trace
     origin = {
         **spectrum.origin,
@@ -127,9 +131,7 @@ def null_space(spectrum: Spectrum, *, rule: NullRule, limit: float) -> NullSpace
         "null_largest": largest,
         "null_share": share,
     }
-    return NullSpace(
-        rank=rank, largest=largest, share=share, origin=origin, basis=basis.clone(), kept=kept
-    )
+    return NullSpace(rank=rank, largest=largest, share=share, origin=origin, spectrum=spectrum)
 
 
 def load_null_spaces(

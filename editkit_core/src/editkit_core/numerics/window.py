@@ -72,8 +72,8 @@ class LayerStatistics(Solves, Protocol):
     def origin(self) -> dict[str, Any]:  # Any: JSON values
         """Where it comes from, for a patch's metrics."""
 
-    def gram(self, rows: Tensor) -> Tensor | None:
-        """Return V C Vᵀ for ``rows (n, d_in)``, ``(n, n)`` float64, or None when C is not known."""
+    def gram(self, rows: Tensor) -> Tensor:
+        """Return V C Vᵀ for ``rows (n, d_in)``, ``(n, n)`` float64 on the CPU."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
