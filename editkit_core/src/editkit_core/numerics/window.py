@@ -50,6 +50,7 @@ __all__ = [
     "LayerChange",
     "LayerStatistics",
     "Solve",
+    "Stream",
     "System",
     "Target",
     "WindowEdit",
@@ -109,6 +110,23 @@ class Target:
 
 
 @attrs.frozen(eq=False, kw_only=True)
+class Stream:
+    """What is to be reached at one kind of projection.
+
+    Attributes:
+        sites: The projection of each layer of the window, from the first on.
+        targets: Z, ``(n, d)`` float64: what ``read`` is to give at the edited tokens.
+        covariances: C of each layer.
+        read: Module whose output is to reach Z.
+    """
+
+    sites: Sequence[Site]
+    targets: Tensor
+    covariances: Sequence[LayerStatistics]
+    read: str
+
+
+@attrs.frozen(eq=False, kw_only=True)
 class LayerChange:
     """The change of one layer and how it came about.
 
@@ -143,14 +161,16 @@ class WindowEdit:
     """The changes of a window.
 
     Attributes:
-        layers: One a layer, from the first on.
+        layers: One a layer and projection, in the order they were made.
         left: ‖z - h‖ of each edit after all layers changed, ``(n,)`` float64.
-        last_keys: K of each layer after all layers changed, when asked for.
+        last_keys: K of each of ``layers`` after all of them changed, when asked for.
+        left_before: As ``left``, of the streams that were written before it.
     """
 
     layers: tuple[LayerChange, ...]
     left: Tensor
     last_keys: tuple[Tensor, ...] = ()
+    left_before: tuple[Tensor, ...] = ()
 
 
 def check_batch(requests: Sequence[EditRequest]) -> None:
@@ -360,8 +380,13 @@ def spread_targets(
     *,
     read: str | None = None,
     keys_after: bool = False,
+    before: Sequence[Stream] = (),
 ) -> WindowEdit:
     """Close what is missing layer by layer; the model is left bit-identical.
+
+    With streams ``before``, each layer changes one projection after the other, theirs first. Keys
+    and what is missing are read anew for each, so a feed-forward's are those with the change of
+    its layer's attention in place.
 
     Args:
         model: The model; changes are shown as side paths meanwhile.
@@ -375,11 +400,14 @@ def spread_targets(
         context: Told the progress.
         read: Module whose output is to reach Z; None means the last layer's block.
         keys_after: Whether to read the keys of all layers again once all are changed.
+        before: Further projections of the same layers.
 
     Raises:
         EditError: A key or change is not finite, degenerate or too large.
     """
     read = read or model.family.block(sites[-1].layer)
+    last = Stream(sites=sites, targets=targets, covariances=covariances, read=read)
+    streams = (*before, last)
     bare = [
         (model.encode(request.text).ids, model.subject_position(request, sites[-1].token))
         for request in requests
@@ -388,29 +416,39 @@ def spread_targets(
     context.progress.start("writing layers", len(sites))
     try:
         with ExitStack() as shown:
-            for number, site in enumerate(sites):
-                missing = targets - states_at(model, read, bare)  # (n, d)
+            for number in range(len(sites)):
                 share = _share(len(sites) - number, params)
-                keys = averaged_keys(model, requests, site, contexts, params)
-                system = System(
-                    site=site,
-                    keys=keys,
-                    residuals=missing.T * share,
-                    covariance=covariances[number],
-                )
-                done.append(_layer_change(model, system, solve(system), missing, params))
-                entry = done[-1].entry
-                side = Overlay(model.module(site.module), [(entry, 1.0)])
-                shown.callback(side.remove)
-                context.progress.advance(note=f"layer {site.layer}")
-            left = (targets - states_at(model, read, bare)).norm(dim=1)
+                for stream in streams:
+                    site = stream.sites[number]
+                    missing = stream.targets - states_at(model, stream.read, bare)  # (n, d)
+                    keys = averaged_keys(model, requests, site, contexts, params)
+                    system = System(
+                        site=site,
+                        keys=keys,
+                        residuals=missing.T * share,
+                        covariance=stream.covariances[number],
+                    )
+                    done.append(_layer_change(model, system, solve(system), missing, params))
+                    entry = done[-1].entry
+                    side = Overlay(model.module(site.module), [(entry, 1.0)])
+                    shown.callback(side.remove)
+                context.progress.advance(note=f"layer {sites[number].layer}")
+            *left_before, left = (
+                (stream.targets - states_at(model, stream.read, bare)).norm(dim=1)
+                for stream in streams
+            )
             after = [
-                averaged_keys(model, requests, site, contexts, params)
-                for site in (sites if keys_after else ())
+                averaged_keys(model, requests, change.site, contexts, params)
+                for change in (done if keys_after else ())
             ]
     finally:
         context.progress.finish()
-    return WindowEdit(layers=tuple(done), left=left, last_keys=tuple(after))
+    return WindowEdit(
+        layers=tuple(done),
+        left=left,
+        last_keys=tuple(after),
+        left_before=tuple(left_before),
+    )
 
 
 def _share(to_come: int, params: WindowParams) -> float:
@@ -449,8 +487,17 @@ def batch_report(
 ) -> Mapping[str, Any]:  # Any: JSON values
     """Return what a patch says about how it was made, as JSON values.
 
-    Lists have one number an edit, in the order of the requests.
+    Lists have one number an edit, in the order of the requests. Where more than one kind of
+    projection changed, each layer's numbers say of which they are.
     """
+    attention: dict[str, Any] = {}  # Any: JSON values
+    alone = [target.found.without_attention for target in targets]
+    if None not in alone:
+        attention["p_target_without_attention"] = [_rounded(p) for p in alone if p is not None]
+    if edit.left_before:
+        (left,) = edit.left_before
+        attention["missing_left_attention"] = [_rounded(value) for value in left.tolist()]
+    several = len({layer.site.role for layer in edit.layers}) > 1
     before = target_probabilities(model, requests)
     with ExitStack() as shown:
         for layer in edit.layers:
@@ -461,6 +508,7 @@ def batch_report(
         "layers": [
             {
                 "layer": layer.site.layer,
+                **({"role": layer.site.role} if several else {}),
                 "delta_norm_relative": _rounded(layer.relative_norm),
                 "missing_mean": _rounded(float(layer.missing.mean())),
                 "condition": _rounded(layer.change.condition),
@@ -473,6 +521,7 @@ def batch_report(
         "p_target_after": [_rounded(value) for value in after],
         "p_target_with_value": [_rounded(t.found.probabilities[-1]) for t in targets],
         "updates": [target.found.updates for target in targets],
+        **attention,
     }
 
 

@@ -13,6 +13,8 @@ from editkit_core.numerics.evaluating import evaluating
 from editkit_core.numerics.window import (
     LayerStatistics,
     Solve,
+    Stream,
+    Target,
     batch_report,
     check_batch,
     find_targets,
@@ -46,6 +48,7 @@ def edit_window(
     settings: ValueSettings | None = None,
     read: str | None = None,
     keys_after: bool = False,
+    attention: Sequence[Site] = (),
 ) -> Patch:
     """Find the values, write the layers one after the other, and return the patch.
 
@@ -65,6 +68,8 @@ def edit_window(
         read: Module whose output is to reach the values; None means the last layer's block.
         keys_after: Whether the evidence holds the keys of the edited model instead of those that
             each layer was solved with.
+        attention: The attention's output projections of the same layers, when they are to reach
+            the values found for them; in each layer they change first.
 
     Raises:
         RequestError: Two requests ask the same, or a prompt or target cannot be read.
@@ -77,6 +82,8 @@ def edit_window(
             covariances = window_covariances(model, sites, params, context)
         contexts = window_contexts(model, params, context)
         settings = settings or params.value_settings(seed=context.seed)
+        before: tuple[Stream, ...] = ()
+        solved_with = covariances
         if params.v_insertion == "joint":
             _check_joint(sites, settings, read)
             targets, edit = train_jointly(
@@ -95,6 +102,10 @@ def edit_window(
             targets = find_targets(
                 model, requests, sites[-1], contexts, settings, params, context, covariances[-1]
             )
+            if attention:
+                before = (_attention_stream(model, attention, targets, params, context),)
+                pairs = zip(before[0].covariances, covariances, strict=True)
+                solved_with = [one for pair in pairs for one in pair]
             edit = spread_targets(
                 model,
                 requests,
@@ -107,8 +118,9 @@ def edit_window(
                 context,
                 read=read,
                 keys_after=keys_after,
+                before=before,
             )
-        report = batch_report(model, requests, targets, edit, covariances)
+        report = batch_report(model, requests, targets, edit, solved_with)
     return window_patch(
         model,
         requests,
@@ -120,6 +132,23 @@ def edit_window(
         context=context,
         metrics={**report, **metrics},
         keys=edit.last_keys if keys_after else None,
+    )
+
+
+def _attention_stream(
+    model: EditableModel,
+    sites: Sequence[Site],
+    targets: Sequence[Target],
+    params: WindowParams,
+    context: EditContext,
+) -> Stream:
+    """Return what the attention's output projections are to reach, with their own statistics."""
+    values = [target.found.attention_value for target in targets]
+    return Stream(
+        sites=sites,
+        targets=torch.stack([value for value in values if value is not None]),
+        covariances=window_covariances(model, sites, params, context),
+        read=model.family.attention(sites[-1].layer),
     )
 
 
