@@ -283,6 +283,22 @@ def test_reported_gap_after_discarding_attn(family: str) -> None:
         assert abs(both - alone) > 1e-3 * both
 
 
+def test_in_a_parallel_block_rank_one_values_are_trained_on_the_finished_change() -> None:
+    """With one edit of one layer and a weight near 0 the patch is what the loss was that of."""
+    model = tiny_model("gptj")
+    params = attrs.evolve(PARAMS, layers=(1,), v_insertion="rank_one", covariance_weight=1e-9)
+    context, request = EditContext(), REQUESTS[0]
+    sites = locate(model, [request], params, context)
+    patch = compute_delta(model, [request], sites, params, context)
+    contexts = window_contexts(model, params, context)
+    nothing = torch.zeros(model.d_model)
+    before = probability(model, request, contexts, nothing, nothing)
+    with apply_patch(model, patch):
+        after = probability(model, request, contexts, nothing, nothing)
+    assert patch.header.metrics["p_target_with_value"] == [pytest.approx(after, rel=1e-3)]
+    assert after > 2 * before
+
+
 def probability(
     model: EditableModel, request: EditRequest, contexts: Sequence[str], mlp: Tensor, attn: Tensor
 ) -> float:
@@ -345,11 +361,16 @@ def test_a_patch_with_attention_goes_through_peft_and_back(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "changes", [{"v_insertion": "joint"}, {"v_insertion": "rank_one"}, {"attention_values": False}]
+    ("changes", "says"),
+    [
+        ({"v_insertion": "joint"}, "v_insertion=joint .* write_attention is True"),
+        ({"attention_values": False}, "write_attention .* attention_values is False"),
+    ],
 )
-def test_attention_is_written_only_where_its_values_are_found(changes: dict[str, object]) -> None:
-    (name,) = changes
-    with pytest.raises(InvalidParameterError, match=f"write_attention .* {name} is"):
+def test_attention_is_written_only_where_its_values_are_found(
+    changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(InvalidParameterError, match=says):
         attrs.evolve(PARAMS, **changes)
 
 

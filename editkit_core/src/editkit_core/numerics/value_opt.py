@@ -95,12 +95,15 @@ class ValueJob:
         contexts: Texts put before the prompt, the empty one first.
         reading: r, ``(d_in,)``: the change a token with key k gets is ``r · k`` times δ; None for δ
             at the edited token alone.
+        attention_reading: The same for the vector at the attention's output and the keys of its
+            output projection; None gives each token as much of it as of δ.
     """
 
     request: EditRequest
     site: Site
     contexts: tuple[str, ...] = attrs.field(default=("",), converter=_texts)
     reading: Tensor | None = attrs.field(default=None, eq=False)
+    attention_reading: Tensor | None = attrs.field(default=None, eq=False)
 
     @contexts.validator
     def _check_contexts(self, _: object, value: tuple[str, ...]) -> None:
@@ -270,6 +273,7 @@ def _objective(
         [job.reading for job in jobs],
         settings.output,
         attention=settings.attention,
+        attention_readings=[job.attention_reading for job in jobs],
     )
     for i, job in enumerate(jobs):
         _require_finite(clean.before[i], job)

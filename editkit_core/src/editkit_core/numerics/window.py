@@ -260,6 +260,7 @@ def find_targets(
     params: WindowParams,
     context: EditContext,
     covariance: LayerStatistics | None = None,
+    attention: tuple[Site, LayerStatistics] | None = None,
 ) -> list[Target]:
     """Return the values the edits are to reach at the last layer, found all together.
 
@@ -272,15 +273,27 @@ def find_targets(
         params: The window's parameters.
         context: Told the progress.
         covariance: C of the last layer; needed for ``v_insertion="rank_one"``.
+        attention: The last layer's attention output projection and its C, when it is written too.
     """
-    readings: Sequence[Tensor | None] = [None] * len(requests)
-    if params.v_insertion == "rank_one" and covariance is not None:
-        keys = averaged_keys(model, requests, site, contexts, params)  # (d_in, n)
-        solved = covariance.solve(keys)
-        readings = list((solved / (keys * solved).sum(dim=0)).T)  # r with r · k = 1
+
+    def readings(where: tuple[Site, LayerStatistics | None] | None) -> Sequence[Tensor | None]:
+        if where is None or where[1] is None or params.v_insertion != "rank_one":
+            return [None] * len(requests)
+        keys = averaged_keys(model, requests, where[0], contexts, params)  # (d_in, n)
+        solved = where[1].solve(keys)
+        return list((solved / (keys * solved).sum(dim=0)).T)  # r with r · k = 1
+
     jobs = [
-        ValueJob(request=request, site=site, contexts=tuple(contexts), reading=reading)
-        for request, reading in zip(requests, readings, strict=True)
+        ValueJob(
+            request=request,
+            site=site,
+            contexts=tuple(contexts),
+            reading=reading,
+            attention_reading=other,
+        )
+        for request, reading, other in zip(
+            requests, readings((site, covariance)), readings(attention), strict=True
+        )
     ]
     found = optimise_values(model, jobs, settings, context.progress, batch=params.value_batch)
     return [Target(value=result.value, found=result) for result in found]

@@ -84,6 +84,7 @@ def edit_window(
         settings = settings or params.value_settings(seed=context.seed)
         before: tuple[Stream, ...] = ()
         solved_with = covariances
+        others = window_covariances(model, attention, params, context) if attention else []
         if params.v_insertion == "joint":
             _check_joint(sites, settings, read)
             targets, edit = train_jointly(
@@ -100,11 +101,19 @@ def edit_window(
             )
         else:
             targets = find_targets(
-                model, requests, sites[-1], contexts, settings, params, context, covariances[-1]
+                model,
+                requests,
+                sites[-1],
+                contexts,
+                settings,
+                params,
+                context,
+                covariances[-1],
+                (attention[-1], others[-1]) if attention else None,
             )
             if attention:
-                before = (_attention_stream(model, attention, targets, params, context),)
-                pairs = zip(before[0].covariances, covariances, strict=True)
+                before = (_attention_stream(model, attention, targets, others),)
+                pairs = zip(others, covariances, strict=True)
                 solved_with = [one for pair in pairs for one in pair]
             edit = spread_targets(
                 model,
@@ -139,15 +148,14 @@ def _attention_stream(
     model: EditableModel,
     sites: Sequence[Site],
     targets: Sequence[Target],
-    params: WindowParams,
-    context: EditContext,
+    covariances: Sequence[LayerStatistics],
 ) -> Stream:
-    """Return what the attention's output projections are to reach, with their own statistics."""
+    """Return what the attention's output projections are to reach."""
     values = [target.found.attention_value for target in targets]
     return Stream(
         sites=sites,
         targets=torch.stack([value for value in values if value is not None]),
-        covariances=window_covariances(model, sites, params, context),
+        covariances=covariances,
         read=model.family.attention(sites[-1].layer),
     )
 

@@ -24,8 +24,8 @@ class PmetParams(WindowParams):
             that the feed-forward's need not do what attention does. Source: Li et al. 2024,
             section 4.
         write_attention: Whether that vector is written too, to the attention's output projection
-            of every layer, with key statistics of its own; needs ``attention_values`` and
-            ``v_insertion=token``. Source: the authors' code.
+            of every layer, with key statistics of its own; needs ``attention_values``, and not with
+            ``v_insertion=joint``. Source: the authors' code.
     """
 
     spread: Spread = attrs.field(default="sqrt", validator=one_of("linear", "sqrt"))
@@ -36,11 +36,15 @@ class PmetParams(WindowParams):
     write_attention: bool = False
 
     def __attrs_post_init__(self) -> None:
-        for name, needed in (("attention_values", True), ("v_insertion", "token")):
-            found = getattr(self, name)
-            if self.write_attention and found != needed:
-                raise InvalidParameterError(
-                    f"write_attention writes the values that are found for attention, and {name} "
-                    f"is {found!r}. Set attention_values=true and v_insertion=token.",
-                    parameter="write_attention",
-                )
+        if self.write_attention and not self.attention_values:
+            raise InvalidParameterError(
+                "write_attention writes the values that are found for attention, and "
+                "attention_values is False. Set attention_values=true.",
+                parameter="write_attention",
+            )
+        if self.write_attention and self.v_insertion == "joint":
+            raise InvalidParameterError(
+                "v_insertion=joint trains the change of a feed-forward alone, and write_attention "
+                "is True. Set v_insertion=token or v_insertion=rank_one.",
+                parameter="v_insertion",
+            )
