@@ -137,3 +137,36 @@ def test_what_is_not_finite_is_refused() -> None:
     keys[0, 0] = float("nan")
     with pytest.raises(NonFiniteEditError):
         batch_change(keys, R, Dense(moment()))
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_a_batch_in_parts_adds_up_to_the_whole(weight: float) -> None:
+    """Each part takes what the parts before it left missing, and protects their keys."""
+    c = Dense(moment())
+    whole = batch_change(K, R, c, weight=weight)
+    total = torch.zeros(D_OUT, D_IN, dtype=torch.float64)
+    for first in range(0, N, 2):
+        keys, earlier = K[:, first : first + 2], K[:, :first]
+        missing = R[:, first : first + 2] - total @ keys
+        part = batch_change(keys, missing, c, weight=weight, earlier=earlier)
+        assert part.v.shape == (2, D_IN)
+        total = total + part.u @ part.v
+    torch.testing.assert_close(total, whole.u @ whole.v, rtol=1e-9, atol=1e-11)
+
+
+def test_earlier_keys_that_must_hold_see_no_change() -> None:
+    earlier = numbers(D_IN, 4, seed=3)
+    change = batch_change(K, R, Dense(moment()), earlier=earlier)
+    torch.testing.assert_close(change.on(K), R, rtol=1e-9, atol=1e-9)
+    assert float(change.on(earlier).norm()) < 1e-9
+
+
+def test_earlier_keys_minimise_their_own_disturbance_too() -> None:
+    """The gradient of λ tr(Δ C Δᵀ) + ‖Δ K - R‖² + ‖Δ K_p‖², by autograd, is 0 at the change."""
+    c, earlier = moment(), numbers(D_IN, 4, seed=3)
+    change = batch_change(K, R, Dense(c), weight=0.7, earlier=earlier)
+    delta = (change.u @ change.v).requires_grad_()
+    cost = 0.7 * torch.trace(delta @ c @ delta.T)
+    cost = cost + ((delta @ K - R) ** 2).sum() + ((delta @ earlier) ** 2).sum()
+    (slope,) = torch.autograd.grad(cost, delta)
+    assert float(slope.norm()) < 1e-9 * float(R.norm())

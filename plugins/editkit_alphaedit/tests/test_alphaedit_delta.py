@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit_alphaedit.delta import compute_delta, earlier_keys, protected_change
+from editkit_alphaedit.delta import METHOD, compute_delta, protected_change
 from editkit_alphaedit.locate import locate
 from editkit_alphaedit.params import AlphaEditParams
 from editkit_core import EditContext, EditRequest, Patch
 from editkit_core.errors import IllConditionedError, StatisticsMissingError
 from editkit_core.models.editable import EditableModel
+from editkit_core.numerics.history import earlier_keys
 from editkit_core.numerics.null_space import NullSpace, Spectrum, null_space
 from editkit_core.testing.models import tiny_model
 
@@ -162,18 +163,29 @@ def test_single_protocol_resets_state(folder: Path) -> None:
 def test_history_comes_from_its_own_layers(folder: Path) -> None:
     model = tiny_model("gpt2")
     first = edit(model, NORWAY, folder)
-    assert earlier_keys(model.site(0), PARAMS, (first, first)).shape[1] == 2
-    assert earlier_keys(model.site(2), PARAMS, (first,)).numel() == 0
-    off = attrs.evolve(PARAMS, history=False)
-    assert earlier_keys(model.site(0), off, (first,)).numel() == 0
+    assert earlier_keys(model.site(0), METHOD, (first, first)).shape[1] == 2
+    assert earlier_keys(model.site(2), METHOD, (first,)).numel() == 0
+    assert earlier_keys(model.site(0), "memit", (first,)).numel() == 0
+
+
+def test_history_can_be_left_out(folder: Path) -> None:
+    model = tiny_model("gpt2")
+    first = edit(model, NORWAY, folder)
+    context = EditContext(statistics_dir=folder, stack=(first,))
+    params = attrs.evolve(PARAMS, history=False)
+    sites = locate(model, [BRAZIL], params, context)
+    free = compute_delta(model, [BRAZIL], sites, params, context)
+    alone = edit(model, BRAZIL, folder)
+    for a, b in zip(free.weight_entries, alone.weight_entries, strict=True):
+        assert torch.equal(a.delta(), b.delta())
 
 
 def test_more_keys_than_their_width_are_kept_as_their_gram_matrix(folder: Path) -> None:
     model = tiny_model("gpt2")
     first = edit(model, NORWAY, folder)
     width = model.weight(model.site(0)).shape[1]
-    many = earlier_keys(model.site(0), PARAMS, (first,) * (width + 10))
-    key = earlier_keys(model.site(0), PARAMS, (first,))
+    many = earlier_keys(model.site(0), METHOD, (first,) * (width + 10))
+    key = earlier_keys(model.site(0), METHOD, (first,))
     assert many.shape == (width, width)
     expected = (width + 10) * key @ key.T
     torch.testing.assert_close(many @ many.T, expected, rtol=1e-9, atol=1e-9)

@@ -165,3 +165,71 @@ def test_statistics_are_solved_with(tmp_path: object) -> None:
     rows = change @ system  # = R Kᵀ: lies in the span of the keys
     outside = rows - rows @ torch.linalg.pinv(keys.T) @ keys.T
     assert float(outside.norm() / rows.norm()) < 1e-4
+
+
+def test_a_later_part_solves_what_is_missing_and_protects_the_keys_before_it() -> None:
+    """Keys, states and the part's system are made again here, the first part really written."""
+    model = tiny_model("gpt2")
+    patch = edit(model, layers=(1,), edits_at_once=2)
+    assert patch.header.metrics["parts"] == [2, 1]
+    assert len(patch.weight_entries) == 1
+    contexts = sample_contexts(model, PARAMS.contexts, seed=0)
+    site = model.site(1)
+    keys = averaged_keys(model, REQUESTS, site, contexts, PARAMS)
+    first = edit(model, REQUESTS[:2], layers=(1,))
+    applied = apply_patch(model, first, mode="merge", check_base=False)
+    value = torch.from_numpy(np.array(patch.evidence[0].values[2])).double()
+    with torch.no_grad(), record(model.model, [model.family.block(1)]) as seen:
+        model.model(input_ids=torch.tensor([model.encode(REQUESTS[2].text).ids]))
+    place = model.subject_position(REQUESTS[2])
+    missing = (value - seen[model.family.block(1)][0, place].double())[:, None]
+    applied.revert()
+    last = deltas(patch)[0] - deltas(first)[0]
+    left = last @ (0.5 * torch.eye(len(keys)) + keys @ keys.T)
+    right = missing @ keys[:, 2:].T
+    assert float((left - right).norm() / right.norm()) < 2e-3  # values are stored as float16
+
+
+def test_parts_hold_as_one_batch_does() -> None:
+    model = tiny_model("gpt2")
+    whole, parts = edit(model), edit(model, edits_at_once=1)
+    assert parts.header.metrics["parts"] == [1, 1, 1]
+    assert [entry.rank for entry in parts.weight_entries] == [3, 3]
+    assert parts.header.edits == REQUESTS
+    one, other = (np.array(p.header.metrics["missing_left"]) for p in (whole, parts))
+    missing = whole.header.metrics["layers"][0]["missing_mean"]
+    assert one.mean() < 0.7 * missing
+    assert other.mean() < 0.7 * missing
+
+
+@pytest.mark.parametrize("insertion", ["rank_one", "joint"])
+def test_parts_leave_the_model_as_it_was(insertion: str) -> None:
+    model = tiny_model("gpt2")
+    before = model.state_digest()
+    edit(model, edits_at_once=2, v_insertion=insertion, layers=(1,))
+    assert model.state_digest() == before
+    assert not any(module._forward_hooks for module in model.model.modules())
+
+
+def test_history_protects_the_keys_of_earlier_patches() -> None:
+    model = tiny_model("gpt2")
+    first = edit(model, REQUESTS[:1], layers=(1,))
+    params = attrs.evolve(PARAMS, layers=(1,), covariance_weight=1e-6)
+    context = EditContext(stack=(first,))
+    sites = locate(model, REQUESTS[1:], params, context)
+    free = compute_delta(model, REQUESTS[1:], sites, params, context)
+    held = compute_delta(model, REQUESTS[1:], sites, attrs.evolve(params, history=True), context)
+    assert held.header.metrics["protected_edits"] == 1
+    assert "protected_edits" not in free.header.metrics
+    key = torch.from_numpy(np.array(first.evidence[0].keys[0])).double()
+    assert float((deltas(held)[0] @ key).norm()) < 1e-3 * float((deltas(free)[0] @ key).norm())
+
+
+def test_the_last_of_several_requests_about_a_fact_is_kept_when_that_is_asked_for() -> None:
+    model = tiny_model("gpt2")
+    again = attrs.evolve(REQUESTS[0], target_new="Peru")
+    patch = edit(model, (*REQUESTS, again), duplicates="keep_last")
+    assert patch.header.edits == (*REQUESTS[1:], again)
+    alone = edit(model, (*REQUESTS[1:], again))
+    for a, b in zip(deltas(patch), deltas(alone), strict=True):
+        assert torch.equal(a, b)

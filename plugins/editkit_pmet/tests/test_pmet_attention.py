@@ -53,11 +53,16 @@ WORDS = SENTENCE.split()
 CORPUS = Corpus.of(" ".join(WORDS[i % 7 : 3 + i % 13]) or "mill" for i in range(260))
 
 
-def edit(model: EditableModel, folder: Path | None = None, **changes: object) -> Patch:
+def edit(
+    model: EditableModel,
+    folder: Path | None = None,
+    requests: Sequence[EditRequest] = REQUESTS,
+    **changes: object,
+) -> Patch:
     params = attrs.evolve(PARAMS, **changes)
     context = EditContext(statistics_dir=folder)
-    sites = locate(model, REQUESTS, params, context)
-    return compute_delta(model, REQUESTS, sites, params, context)
+    sites = locate(model, requests, params, context)
+    return compute_delta(model, requests, sites, params, context)
 
 
 def plainly(
@@ -248,6 +253,24 @@ def test_without_contexts_and_with_a_small_weight_both_outputs_are_their_values(
     patch = edit(model, contexts=((4, 0),), covariance_weight=1e-7)
     for before, left in missing(model, patch).values():
         assert float((left / before).max()) < 2e-3
+
+
+def test_a_later_part_of_a_batch_protects_the_keys_of_earlier_ones_at_attention_too() -> None:
+    """Keys and states are read again here, the first part really written; one layer."""
+    model = tiny_model("gpt2")
+    patch = edit(model, layers=(1,), edits_at_once=2)
+    first = edit(model, requests=REQUESTS[:2], layers=(1,))
+    assert patch.header.metrics["parts"] == [2, 1]
+    assert len(patch.header.metrics["missing_left_attention"]) == 3
+    contexts = window_contexts(model, PARAMS, EditContext())
+    entry, before = patch.weight_entries[0], first.weight_entries[0]
+    assert entry.site == before.site == model.site(1, role="attn_out")
+    k = keys(model, entry.site.module, contexts)  # (d_in, 3); one layer: no change reaches them
+    with apply_patch(model, first):
+        missing = (values(patch, entry.site) - states(model, model.family.attention(1)))[2]
+    last = entry.delta() - before.delta()
+    dense = torch.linalg.solve(WEIGHT * torch.eye(len(k)) + k @ k.T, k[:, 2:] @ missing[None]).T
+    assert float((last - dense).norm() / dense.norm()) < 2e-3
 
 
 def test_each_layer_and_projection_has_its_numbers() -> None:

@@ -10,6 +10,14 @@ unknown a key entry, breaks down (small λ), and C is factored once however ofte
 One key and λ = 0 give ROME's change; λ > 0 gives MEMIT's, and shrinks a single edit by κ / (λ + κ)
 with κ = kᵀ C⁻¹ k.
 
+Keys K_p of earlier edits, which are to keep what they have, are edits whose residual is 0::
+
+    min  λ · tr(Δ C Δᵀ) + ‖Δ K - R‖² + ‖Δ K_p‖²
+    Δ = [R, 0] (λ I + K̂ᵀ C⁻¹ K̂)⁻¹ K̂ᵀ C⁻¹,          K̂ = [K, K_p]
+
+This is recursive least squares: of a batch that is solved in parts, each with the keys of the parts
+before it as K_p and with what is missing after them as R, the changes add up to the Δ of the whole.
+
 Source: Meng et al. 2023, "Mass-Editing Memory in a Transformer", equation 14; Gupta et al. 2024,
     "A Unified Framework for Model Editing", equation 9 for λ = 0; the second form is Woodbury's
     identity.
@@ -64,6 +72,7 @@ def batch_change(
     covariance: Solves,
     *,
     weight: float = 0.0,
+    earlier: Tensor | None = None,
     max_condition: float = MAX_CONDITION,
 ) -> Change:
     """Return Δ for a batch of edits; the formula stands at the top of the module.
@@ -73,6 +82,7 @@ def batch_change(
         residuals: R, ``(d_out, n)``.
         covariance: C, or what solves with it.
         weight: λ, how much keeping other keys counts against one edit.
+        earlier: K_p, ``(d_in, p)``; p may be 0. They get no factor of their own.
         max_condition: Largest condition number of the system of edits that is accepted.
 
     Raises:
@@ -85,15 +95,18 @@ def batch_change(
         raise NonFiniteEditError(
             "A key or a value is not finite. Load the model in float32, or lower the learning rate."
         )
-    solved = covariance.solve(known)  # C⁻¹ K, (d_in, n)
-    system = known.T @ solved  # (n, d_in) @ (d_in, n)
+    n = known.shape[1]
+    if earlier is not None and earlier.numel():
+        known = torch.cat([known, earlier.to("cpu", torch.float64)], dim=1)  # (d_in, n + p)
+    solved = covariance.solve(known)  # C⁻¹ K̂, (d_in, n + p)
+    system = known.T @ solved  # (n + p, d_in) @ (d_in, n + p)
     system = (system + system.T) / 2
     system.diagonal().add_(weight)
     try:
         factor = factor_spd(system, max_condition=max_condition, what="the edits' keys")
     except IllConditionedError as error:
         raise _dependent(known, error, max_condition) from error
-    v = solve_spd(factor, solved.T)  # (n, n), (n, d_in) -> (n, d_in)
+    v = solve_spd(factor, solved.T)[:n]  # (n + p, n + p), (n + p, d_in) -> (n, d_in)
     return Change(u=wanted, v=v, condition=factor.condition)
 
 

@@ -18,9 +18,9 @@ Legend: d_out, d_in: sides of a weight; n: edits; d: width of the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 import torch
@@ -33,6 +33,7 @@ from editkit_core.errors import (
 )
 from editkit_core.numerics.batch_solve import Change, Solves
 from editkit_core.numerics.covariance import Covariance, load_covariances
+from editkit_core.numerics.history import NO_KEYS
 from editkit_core.numerics.keys import context_pairs, edited_position, keys_at, mention_keys
 from editkit_core.numerics.probability import target_probabilities
 from editkit_core.numerics.states import states_at
@@ -85,12 +86,15 @@ class System:
         keys: K, ``(d_in, n)`` float64 on the CPU.
         residuals: R, ``(d_out, n)`` float64 on the CPU.
         covariance: C of the layer, or what the method solves with in its place.
+        earlier: K_p, ``(d_in, p)`` float64 on the CPU: keys of edits that are on the model already
+            and are to keep what they have; p may be 0.
     """
 
     site: Site
     keys: Tensor
     residuals: Tensor
     covariance: LayerStatistics
+    earlier: Tensor = NO_KEYS
 
 
 Solve = Callable[[System], Change]
@@ -135,14 +139,37 @@ class LayerChange:
         change: Δ = u v.
         keys: K, ``(d_in, n)`` float64.
         missing: ‖z - h‖ of each edit before this layer changed, ``(n,)`` float64.
-        relative_norm: ‖Δ‖ / ‖W‖.
+        weight_norm: ‖W‖, in Frobenius norm.
     """
 
     site: Site
     change: Change
     keys: Tensor
     missing: Tensor
-    relative_norm: float
+    weight_norm: float
+
+    @classmethod
+    def joined(cls, changes: Sequence[LayerChange]) -> LayerChange:
+        """Return changes of one layer, each computed on top of those before it, as one."""
+        first = changes[0]
+        return cls(
+            site=first.site,
+            change=Change(
+                u=torch.cat([part.change.u for part in changes], dim=1),
+                v=torch.cat([part.change.v for part in changes]),
+                condition=max(part.change.condition for part in changes),
+            ),
+            keys=torch.cat([part.keys for part in changes], dim=1),
+            missing=torch.cat([part.missing for part in changes]),
+            weight_norm=first.weight_norm,
+        )
+
+    @property
+    def relative_norm(self) -> float:
+        """‖Δ‖ / ‖W‖."""
+        u, v = self.change.u, self.change.v
+        gram = (u.T @ u) * (v @ v.T)  # (n, n)
+        return float(gram.sum().clamp(min=0).sqrt()) / self.weight_norm
 
     @property
     def entry(self) -> WeightEntry:
@@ -163,39 +190,78 @@ class WindowEdit:
     Attributes:
         layers: One a layer and projection, in the order they were made.
         left: ‖z - h‖ of each edit after all layers changed, ``(n,)`` float64.
-        last_keys: K of each of ``layers`` after all of them changed, when asked for.
         left_before: As ``left``, of the streams that were written before it.
     """
 
     layers: tuple[LayerChange, ...]
     left: Tensor
-    last_keys: tuple[Tensor, ...] = ()
     left_before: tuple[Tensor, ...] = ()
 
+    @classmethod
+    def joined(cls, parts: Sequence[WindowEdit]) -> WindowEdit:
+        """Return the changes of the parts of a batch as one; they add up."""
+        if len(parts) == 1:
+            return parts[0]
+        layers = zip(*(part.layers for part in parts), strict=True)
+        return cls(
+            layers=tuple(LayerChange.joined(changes) for changes in layers),
+            left=torch.cat([part.left for part in parts]),
+            left_before=tuple(
+                torch.cat(lefts) for lefts in zip(*(p.left_before for p in parts), strict=True)
+            ),
+        )
 
-def check_batch(requests: Sequence[EditRequest]) -> None:
-    """Refuse a batch that asks for two answers to one question, or for the same edit twice.
+    @contextmanager
+    def shown(self, model: EditableModel) -> Iterator[None]:
+        """Let a model behave as if it were changed; its weights stay as they are."""
+        with ExitStack() as shown:
+            for layer in self.layers:
+                side = Overlay(model.module(layer.site.module), [(layer.entry, 1.0)])
+                shown.callback(side.remove)
+            yield
+
+
+def check_batch(
+    requests: Sequence[EditRequest], duplicates: Literal["refuse", "keep_last"] = "refuse"
+) -> tuple[EditRequest, ...]:
+    """Return the requests of a batch that is to be edited: one a fact.
+
+    Args:
+        requests: What is asked for.
+        duplicates: What becomes of two answers to one question, or of the same edit twice.
 
     Raises:
         InvalidRequestError: There is no request, or two ask the same; both are named.
     """
     if not requests:
         raise InvalidRequestError("There is nothing to edit: no requests were given.")
+    kept: dict[int, EditRequest] = {}
     seen: dict[tuple[str, str], int] = {}
     for number, request in enumerate(requests):
         facts = [request.text]
         if request.relation:
             facts.append(f"relation {request.relation}")
         for fact in facts:
-            earlier = seen.setdefault((request.subject.casefold(), fact), number)
-            if earlier != number:
-                one, other = requests[earlier], request
-                raise InvalidRequestError(
-                    f"Requests {earlier} and {number} are about the same fact ({fact!r} of "
-                    f"{other.subject!r}): {one.target_new!r} and {other.target_new!r}. Keep one.",
-                    first=earlier,
-                    second=number,
-                )
+            earlier = seen.get((request.subject.casefold(), fact), number)
+            seen[request.subject.casefold(), fact] = number
+            if earlier != number and duplicates == "refuse":
+                raise _twice(requests, earlier, number, fact)
+            kept.pop(earlier, None)
+        kept[number] = request
+    return tuple(kept.values())
+
+
+def _twice(
+    requests: Sequence[EditRequest], earlier: int, number: int, fact: str
+) -> InvalidRequestError:
+    one, other = requests[earlier], requests[number]
+    return InvalidRequestError(
+        f"Requests {earlier} and {number} are about the same fact ({fact!r} of "
+        f"{other.subject!r}): {one.target_new!r} and {other.target_new!r}. Keep one, or set "
+        "duplicates=keep_last.",
+        first=earlier,
+        second=number,
+    )
 
 
 def window_sites(
@@ -310,7 +376,7 @@ def train_jointly(
     params: WindowParams,
     context: EditContext,
     *,
-    keys_after: bool = False,
+    earlier: Tensor = NO_KEYS,
 ) -> tuple[list[Target], WindowEdit]:
     """Write a batch to one layer with its values trained on the finished change.
 
@@ -324,7 +390,7 @@ def train_jointly(
 
     keys = averaged_keys(model, requests, site, contexts, params)  # (d_in, n)
     ones = torch.eye(len(requests), dtype=torch.float64)
-    system = System(site=site, keys=keys, residuals=ones, covariance=covariance)
+    system = System(site=site, keys=keys, residuals=ones, covariance=covariance, earlier=earlier)
     read = solve(system)
     jobs = [ValueJob(request=r, site=site, contexts=tuple(contexts)) for r in requests]
     found = optimise_jointly(
@@ -340,10 +406,7 @@ def train_jointly(
     values = torch.stack([result.delta for result in found]).double()  # (n, d)
     change = Change(u=values.T, v=read.v, condition=read.condition)
     layer = _layer_change(model, system, change, values, params)
-    after: tuple[Tensor, ...] = ()
-    if keys_after:  # keys of a layer do not depend on its own change
-        after = (keys,)
-    edit = WindowEdit(layers=(layer,), left=torch.zeros(len(requests)), last_keys=after)
+    edit = WindowEdit(layers=(layer,), left=torch.zeros(len(requests)))
     return [Target(value=result.value, found=result) for result in found], edit
 
 
@@ -392,7 +455,7 @@ def spread_targets(
     context: EditContext,
     *,
     read: str | None = None,
-    keys_after: bool = False,
+    earlier: Mapping[str, Tensor] | None = None,
     before: Sequence[Stream] = (),
 ) -> WindowEdit:
     """Close what is missing layer by layer; the model is left bit-identical.
@@ -412,7 +475,7 @@ def spread_targets(
         params: The window's parameters.
         context: Told the progress.
         read: Module whose output is to reach Z; None means the last layer's block.
-        keys_after: Whether to read the keys of all layers again once all are changed.
+        earlier: By module the keys ``(d_in, p)`` of edits that are to keep what they have.
         before: Further projections of the same layers.
 
     Raises:
@@ -440,6 +503,7 @@ def spread_targets(
                         keys=keys,
                         residuals=missing.T * share,
                         covariance=stream.covariances[number],
+                        earlier=(earlier or {}).get(site.module, NO_KEYS),
                     )
                     done.append(_layer_change(model, system, solve(system), missing, params))
                     entry = done[-1].entry
@@ -450,18 +514,9 @@ def spread_targets(
                 (stream.targets - states_at(model, stream.read, bare)).norm(dim=1)
                 for stream in streams
             )
-            after = [
-                averaged_keys(model, requests, change.site, contexts, params)
-                for change in (done if keys_after else ())
-            ]
     finally:
         context.progress.finish()
-    return WindowEdit(
-        layers=tuple(done),
-        left=left,
-        last_keys=tuple(after),
-        left_before=tuple(left_before),
-    )
+    return WindowEdit(layers=tuple(done), left=left, left_before=tuple(left_before))
 
 
 def _share(to_come: int, params: WindowParams) -> float:
@@ -471,24 +526,23 @@ def _share(to_come: int, params: WindowParams) -> float:
 def _layer_change(
     model: EditableModel, system: System, change: Change, missing: Tensor, params: WindowParams
 ) -> LayerChange:
-    gram = (change.u.T @ change.u) * (change.v @ change.v.T)  # (n, n)
-    weight = float(model.weight(system.site).double().norm())
-    relative = float(gram.sum().clamp(min=0).sqrt()) / weight
-    if params.max_rel_norm is not None and relative > params.max_rel_norm:
-        raise DeltaTooLargeError(
-            f"The change of {system.site.parameter} has {relative:.2f} times the weight's norm, "
-            f"more than max_rel_norm={params.max_rel_norm:g}. Such a change disturbs everything. "
-            "Edit fewer facts at once, lower clamp_norm, or raise max_rel_norm.",
-            found=relative,
-            limit=params.max_rel_norm,
-        )
-    return LayerChange(
+    made = LayerChange(
         site=system.site,
         change=change,
         keys=system.keys,
         missing=missing.norm(dim=1),
-        relative_norm=relative,
+        weight_norm=float(model.weight(system.site).double().norm()),
     )
+    if params.max_rel_norm is not None and made.relative_norm > params.max_rel_norm:
+        raise DeltaTooLargeError(
+            f"The change of {system.site.parameter} has {made.relative_norm:.2f} times the "
+            f"weight's norm, more than max_rel_norm={params.max_rel_norm:g}. Such a change "
+            "disturbs everything. Edit fewer facts at once, lower clamp_norm, or raise "
+            "max_rel_norm.",
+            found=made.relative_norm,
+            limit=params.max_rel_norm,
+        )
+    return made
 
 
 def batch_report(
@@ -512,10 +566,7 @@ def batch_report(
         attention["missing_left_attention"] = [_rounded(value) for value in left.tolist()]
     several = len({layer.site.role for layer in edit.layers}) > 1
     before = target_probabilities(model, requests)
-    with ExitStack() as shown:
-        for layer in edit.layers:
-            side = Overlay(model.module(layer.site.module), [(layer.entry, 1.0)])
-            shown.callback(side.remove)
+    with edit.shown(model):
         after = target_probabilities(model, requests)
     return {
         "layers": [

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import attrs
 import torch
+from torch import Tensor
 
 from editkit_core.errors import InvalidParameterError
+from editkit_core.numerics.batch_memory import plan_batch
 from editkit_core.numerics.contexts import sample_contexts
 from editkit_core.numerics.evaluating import evaluating
+from editkit_core.numerics.history import earlier_keys, side_by_side
 from editkit_core.numerics.window import (
     LayerStatistics,
     Solve,
     Stream,
     Target,
+    WindowEdit,
+    averaged_keys,
     batch_report,
     check_batch,
     find_targets,
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
     from editkit_core.numerics.value_loss import ValueSettings
     from editkit_core.patch.format import MethodRef, Patch
+
+T = TypeVar("T")
 
 __all__ = ["edit_window", "window_contexts"]
 
@@ -52,7 +62,8 @@ def edit_window(
 ) -> Patch:
     """Find the values, write the layers one after the other, and return the patch.
 
-    The model is left bit-identical.
+    The model is left bit-identical. A batch that does not fit in memory is computed in parts, each
+    on top of those before it, whose keys are protected; see :mod:`.batch_memory`.
 
     Args:
         model: The model.
@@ -76,60 +87,48 @@ def edit_window(
         StatisticsError: Key statistics are missing, damaged or cannot be solved with.
         EditError: A value, key or change is not finite or too large.
     """
-    check_batch(requests)
+    requests = check_batch(requests, params.duplicates)
     with evaluating(model.model):
         if covariances is None:
             covariances = window_covariances(model, sites, params, context)
         contexts = window_contexts(model, params, context)
         settings = settings or params.value_settings(seed=context.seed)
-        before: tuple[Stream, ...] = ()
-        solved_with = covariances
         others = window_covariances(model, attention, params, context) if attention else []
         if params.v_insertion == "joint":
             _check_joint(sites, settings, read)
-            targets, edit = train_jointly(
-                model,
-                requests,
-                sites[-1],
-                contexts,
-                covariances[-1],
-                solve,
-                settings,
-                params,
-                context,
-                keys_after=keys_after,
-            )
-        else:
-            targets = find_targets(
-                model,
-                requests,
-                sites[-1],
-                contexts,
-                settings,
-                params,
-                context,
-                covariances[-1],
-                (attention[-1], others[-1]) if attention else None,
-            )
-            if attention:
-                before = (_attention_stream(model, attention, targets, others),)
-                pairs = zip(others, covariances, strict=True)
-                solved_with = [one for pair in pairs for one in pair]
-            edit = spread_targets(
-                model,
-                requests,
-                sites,
-                contexts,
-                torch.stack([target.value for target in targets]),
-                covariances,
-                solve,
-                params,
-                context,
-                read=read,
-                keys_after=keys_after,
-                before=before,
-            )
-        report = batch_report(model, requests, targets, edit, solved_with)
+        written = _in_order(attention, sites)
+        plan = plan_batch(model, requests, (*attention, *sites), contexts, settings, params)
+        if plan.warning:
+            logging.getLogger("editkit").warning("%s", plan.warning)
+        past = {
+            site.module: earlier_keys(site, method.name, context.stack if params.history else ())
+            for site in written
+        }
+        within = _Batch(
+            model=model,
+            sites=sites,
+            contexts=contexts,
+            covariances=covariances,
+            solve=solve,
+            settings=settings,
+            params=attrs.evolve(params, value_batch=plan.value_batch),
+            context=context,
+            read=read,
+            attention=attention,
+            attention_covariances=others,
+        )
+        targets, edit = within.in_parts(requests, plan.sizes, past)
+        solved_with = _in_order(others, covariances)
+        report = dict(batch_report(model, requests, targets, edit, solved_with))
+        keys = None
+        if keys_after:
+            with edit.shown(model):
+                keys = [averaged_keys(model, requests, site, contexts, params) for site in written]
+    if params.history:
+        report["protected_edits"] = max(keys.shape[1] for keys in past.values())
+    if len(plan.sizes) > 1:
+        params = attrs.evolve(params, edits_at_once=plan.part)
+        report["parts"] = list(plan.sizes)
     return window_patch(
         model,
         requests,
@@ -140,24 +139,107 @@ def edit_window(
         contexts=contexts,
         context=context,
         metrics={**report, **metrics},
-        keys=edit.last_keys if keys_after else None,
+        keys=keys,
     )
 
 
-def _attention_stream(
-    model: EditableModel,
-    sites: Sequence[Site],
-    targets: Sequence[Target],
-    covariances: Sequence[LayerStatistics],
-) -> Stream:
-    """Return what the attention's output projections are to reach."""
-    values = [target.found.attention_value for target in targets]
-    return Stream(
-        sites=sites,
-        targets=torch.stack([value for value in values if value is not None]),
-        covariances=covariances,
-        read=model.family.attention(sites[-1].layer),
-    )
+@attrs.frozen(eq=False, kw_only=True)
+class _Batch:
+    """What all parts of a batch have in common; see :func:`edit_window`."""
+
+    model: EditableModel
+    sites: Sequence[Site]
+    contexts: Sequence[str]
+    covariances: Sequence[LayerStatistics]
+    solve: Solve
+    settings: ValueSettings
+    params: WindowParams
+    context: EditContext
+    read: str | None
+    attention: Sequence[Site]
+    attention_covariances: Sequence[LayerStatistics]
+
+    def in_parts(
+        self, requests: Sequence[EditRequest], sizes: Sequence[int], past: Mapping[str, Tensor]
+    ) -> tuple[list[Target], WindowEdit]:
+        """Compute each part on top of those before it, whose keys and ``past`` are protected."""
+        targets: list[Target] = []
+        edits: list[WindowEdit] = []
+        with ExitStack() as shown:
+            for size in sizes:
+                earlier = {
+                    module: side_by_side([keys, *(edit.layers[number].keys for edit in edits)])
+                    for number, (module, keys) in enumerate(past.items())
+                }
+                part = requests[len(targets) : len(targets) + size]
+                found, edit = self.compute(part, earlier)
+                targets += found
+                edits.append(edit)
+                if len(targets) < len(requests):
+                    shown.enter_context(edit.shown(self.model))
+        return targets, WindowEdit.joined(edits)
+
+    def compute(
+        self, requests: Sequence[EditRequest], earlier: Mapping[str, Tensor]
+    ) -> tuple[list[Target], WindowEdit]:
+        """Find the values of some edits and write them to the layers."""
+        last = self.sites[-1]
+        if self.params.v_insertion == "joint":
+            return train_jointly(
+                self.model,
+                requests,
+                last,
+                self.contexts,
+                self.covariances[-1],
+                self.solve,
+                self.settings,
+                self.params,
+                self.context,
+                earlier=earlier[last.module],
+            )
+        targets = find_targets(
+            self.model,
+            requests,
+            last,
+            self.contexts,
+            self.settings,
+            self.params,
+            self.context,
+            self.covariances[-1],
+            (self.attention[-1], self.attention_covariances[-1]) if self.attention else None,
+        )
+        edit = spread_targets(
+            self.model,
+            requests,
+            self.sites,
+            self.contexts,
+            torch.stack([target.value for target in targets]),
+            self.covariances,
+            self.solve,
+            self.params,
+            self.context,
+            read=self.read,
+            earlier=earlier,
+            before=[self._attention_stream(targets)] if self.attention else [],
+        )
+        return targets, edit
+
+    def _attention_stream(self, targets: Sequence[Target]) -> Stream:
+        """Return what the attention's output projections are to reach."""
+        values = [target.found.attention_value for target in targets]
+        return Stream(
+            sites=self.attention,
+            targets=torch.stack([value for value in values if value is not None]),
+            covariances=self.attention_covariances,
+            read=self.model.family.attention(self.attention[-1].layer),
+        )
+
+
+def _in_order(attention: Sequence[T], downs: Sequence[T]) -> list[T]:
+    """Return what belongs to the projections of each layer in the order they are written."""
+    if not attention:
+        return list(downs)
+    return [one for pair in zip(attention, downs, strict=True) for one in pair]
 
 
 def _check_joint(sites: Sequence[Site], settings: ValueSettings, read: str | None) -> None:

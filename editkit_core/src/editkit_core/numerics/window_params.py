@@ -80,8 +80,17 @@ class WindowParams:
         contexts: Pairs (tokens, number of texts) of sampled texts put before the prompt; the bare
             prompt's key counts as much as all of them together. Source: [1].
         context_seed: Seed of these texts; none takes the edit's seed. Source: ours.
-        value_batch: Requests whose values are optimised at once; memory grows with it.
-            Source: ours.
+        value_batch: Requests whose values are optimised at once; memory grows with it, and fewer
+            are taken where it would not suffice. Source: ours.
+        edits_at_once: Most edits that are solved together. More are computed in parts, each on top
+            of those before it, whose keys are protected. None takes as many as memory allows; a
+            patch made in parts says how many. Source: ours.
+        memory_gb: Most memory, in 10⁹ bytes, that an edit may take beside the model and its
+            statistics, as far as an estimate goes; none takes 80 % of what is free. Source: ours.
+        history: Whether keys of earlier patches of the method on the model are protected: the
+            change is to be 0 on them. They come from these patches. Source: Fang et al. 2025.
+        duplicates: Requests about one fact in one batch: ``refuse`` them, or ``keep_last`` takes
+            the last of them. Source: ours.
         max_rel_norm: Refuse a change larger than this share of a weight, in Frobenius norm; none
             accepts any. Source: ours.
     """
@@ -128,6 +137,12 @@ class WindowParams:
     contexts: tuple[tuple[int, int], ...] = attrs.field(default=((10, 5),), converter=pairs)
     context_seed: int | None = attrs.field(default=None, validator=whole(0))
     value_batch: int = attrs.field(default=8, validator=whole(1))
+    edits_at_once: int | None = attrs.field(default=None, validator=whole(1))
+    memory_gb: float | None = attrs.field(default=None, validator=number(above=0))
+    history: bool = False
+    duplicates: Literal["refuse", "keep_last"] = attrs.field(
+        default="refuse", validator=one_of("refuse", "keep_last")
+    )
     max_rel_norm: float | None = attrs.field(default=None, validator=number(above=0))
 
     @kl_prompts.validator

@@ -20,6 +20,7 @@ from editkit_core.patch.header_codec import to_json
 from editkit_core.patch.kinds import ModuleEntry, WeightEntry
 from editkit_core.patch.kinds.codebook import CodebookEntry
 from editkit_core.patch.kinds.dense import DenseEntry
+from editkit_core.patch.kinds.dense_int8 import DenseInt8Entry
 from editkit_core.stack.conflicts import Conflict, find_conflicts
 from editkit_core.stack.state import entry_of
 from editkit_core.types import EditRequest
@@ -290,6 +291,8 @@ class _Change:
 def _matrix(entry: WeightEntry) -> Float64Array:
     if isinstance(entry, DenseEntry):
         return entry.values.astype(np.float64)
+    if isinstance(entry, DenseInt8Entry):
+        return entry.matrix()
     return np.asarray(entry.delta().numpy(), dtype=np.float64)  # a plugin's kind
 
 

@@ -32,6 +32,7 @@ from editkit_core.patch.kinds.codebook import Codebook, CodebookEntry
 from editkit_core.patch.kinds.codebook_rules import check_mergeable, merge
 from editkit_core.patch.kinds.cols import ColumnsEntry
 from editkit_core.patch.kinds.dense import DenseEntry
+from editkit_core.patch.kinds.dense_int8 import DenseInt8Entry
 from editkit_core.patch.kinds.low_rank import LowRankEntry
 from editkit_core.patch.split import split
 from editkit_core.patch.strict import MAX_METADATA_BYTES, MAX_TENSORS
@@ -237,7 +238,7 @@ def _scaled(entry: Entry, scale: float) -> Entry:
         return entry
     if isinstance(entry, DenseEntry):
         return attrs.evolve(entry, delta=scale * entry.values.astype(np.float64))
-    if isinstance(entry, ColumnsEntry):
+    if isinstance(entry, ColumnsEntry | DenseInt8Entry):
         return entry.scaled(scale)
     factors = entry.factors() if entry.level == "weight" else None
     if factors is None:

@@ -32,6 +32,7 @@ from editkit_core.patch.kinds import Entry, Kinds, ModuleEntry, WeightEntry
 from editkit_core.patch.kinds.codebook import Codebook, CodebookEntry
 from editkit_core.patch.kinds.cols import ColumnsEntry
 from editkit_core.patch.kinds.dense import DenseEntry
+from editkit_core.patch.kinds.dense_int8 import DenseInt8Entry
 from editkit_core.patch.kinds.low_rank import LowRankEntry
 from editkit_core.types import EditRequest
 
@@ -45,6 +46,7 @@ __all__ = [
     "CodebookEntry",
     "ColumnsEntry",
     "DenseEntry",
+    "DenseInt8Entry",
     "Evidence",
     "LowRankEntry",
     "MethodRef",

@@ -14,7 +14,7 @@ MAX_METADATA_VALUES = 131_072
 MAX_HEADER_BYTES = 3 * 1024 * 1024
 MAX_TENSORS = 4096
 _NAME = re.compile(r"(?:[0-9]{1,6}|evidence\.[0-9]{1,6}|canary)\.[a-z][a-z0-9_]{0,31}")
-DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "|u1"}
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I8": "|i1", "U8": "|u1"}
 _FOREIGN = (
     (b"<", "an HTML or XML page, probably a failed download"),
     (b"PK\x03\x04", "a zip archive, perhaps a PyTorch file"),

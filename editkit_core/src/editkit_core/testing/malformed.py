@@ -244,7 +244,7 @@ def _shapes(good: bytes) -> Iterator[Case]:
 
 def _dtypes(good: bytes) -> Iterator[Case]:
     u, keys = _array(good, "0.u"), _array(good, "evidence.0.keys")
-    for dtype, kind in (("F64", "<f8"), ("I64", "<i8"), ("U8", "|u1")):
+    for dtype, kind in (("F64", "<f8"), ("I64", "<i8"), ("I8", "|i1"), ("U8", "|u1")):
         content = with_tensor(good, "0.u", u.astype(kind), dtype)
         yield dtype, content, f"0.u is {dtype}", "entry 0.*0.u must be F32"
     content = with_tensor(good, "evidence.0.keys", keys.astype("<i8"), "I64")

@@ -101,7 +101,7 @@ def with_array(
     """Change a tensor's numbers in place, and make every digest right again."""
     header, data = split(content)
     start, stop = header[name]["data_offsets"]
-    kind = {"F16": "<f2", "F32": "<f4", "I64": "<i8"}[header[name]["dtype"]]
+    kind = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "I8": "|i1"}[header[name]["dtype"]]
     array = np.frombuffer(data[start:stop], kind).reshape(header[name]["shape"]).copy()
     change(array)
     changed = join(header, data[:start] + array.tobytes() + data[stop:])

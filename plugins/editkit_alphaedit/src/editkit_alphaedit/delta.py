@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from editkit_alphaedit import __version__
@@ -48,12 +47,10 @@ def compute_delta(
         EditError: A value, key or change is not finite or too large.
     """
     spaces = null_spaces_of(model, sites, params, context)
-    earlier = {site.module: earlier_keys(site, params, context.stack) for site in sites}
 
     def solve(system: System) -> Change:
-        past = earlier[system.site.module]
         return protected_change(
-            system.keys, system.residuals, past, system.covariance, params.ridge
+            system.keys, system.residuals, system.earlier, system.covariance, params.ridge
         )
 
     return edit_window(
@@ -64,7 +61,7 @@ def compute_delta(
         params=params,
         context=context,
         method=MethodRef(name=METHOD, dist="editkit-alphaedit", version=__version__),
-        metrics={"protected_edits": max(keys.shape[1] for keys in earlier.values())},
+        metrics={},
         covariances=spaces,
         keys_after=True,
     )
@@ -85,28 +82,6 @@ def null_spaces_of(
     )
 
 
-def earlier_keys(site: Site, params: AlphaEditParams, stack: Sequence[Patch]) -> Tensor:
-    """Return K_p, the keys of the AlphaEdit patches that are applied, ``(d_in, p)`` float64.
-
-    More keys than d_in are replaced by d_in columns with the same K_p K_pᵀ.
-    """
-    found = [
-        torch.tensor(block.keys, dtype=torch.float64)
-        for patch in stack
-        if params.history and patch.header.method.name == METHOD
-        for block in patch.evidence
-        if block.module == site.module
-    ]
-    if not found:
-        return torch.zeros(0, 0, dtype=torch.float64)
-    keys = torch.cat(found).T  # (d_in, p)
-    if keys.shape[1] <= keys.shape[0]:
-        return keys
-    values, vectors = torch.linalg.eigh(keys @ keys.T)
-    columns: Tensor = vectors * values.clamp(min=0).sqrt()
-    return columns
-
-
 def protected_change(
     keys: Tensor, residuals: Tensor, earlier: Tensor, space: LayerStatistics, ridge: float
 ) -> Change:
@@ -119,10 +94,4 @@ def protected_change(
         space: What projects.
         ridge: λ₂.
     """
-    n = keys.shape[1]
-    if earlier.numel():
-        keys = torch.cat([keys, earlier], dim=1)
-        nothing = residuals.new_zeros(residuals.shape[0], earlier.shape[1])
-        residuals = torch.cat([residuals, nothing], dim=1)
-    whole = batch_change(keys, residuals, space, weight=ridge)
-    return Change(u=whole.u[:, :n], v=whole.v[:n], condition=whole.condition)
+    return batch_change(keys, residuals, space, weight=ridge, earlier=earlier)

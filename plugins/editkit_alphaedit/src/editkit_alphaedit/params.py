@@ -22,8 +22,6 @@ class AlphaEditParams(WindowParams):
         null_threshold: τ of the first rule. Source: Fang et al. 2025.
         null_energy: The share of the second rule, 0 to 1. Source: ours.
         ridge: λ₂, the weight of the change's own norm. Source: Fang et al. 2025.
-        history: Whether keys of earlier AlphaEdit patches on the model are protected; they come
-            from these patches. Source: Fang et al. 2025.
     """
 
     null_rule: Literal["threshold", "energy"] = attrs.field(

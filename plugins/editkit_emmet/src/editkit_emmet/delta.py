@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from editkit_core import EditableModel, EditContext, EditRequest, Patch, Site
@@ -69,11 +70,11 @@ def constrained_change(system: System, params: EmmetParams) -> tuple[Change, flo
         IllConditionedError: The keys are dependent and no slack is allowed.
     """
     weight = params.slack * params.covariance_weight
-    keys, residuals, covariance = system.keys, system.residuals, system.covariance
+    solve = partial(
+        batch_change, system.keys, system.residuals, system.covariance, earlier=system.earlier
+    )
     try:
-        change = batch_change(
-            keys, residuals, covariance, weight=weight, max_condition=params.max_condition
-        )
+        change = solve(weight=weight, max_condition=params.max_condition)
     except IllConditionedError as error:
         weight = params.slack_when_needed * params.covariance_weight
         if params.slack > 0 or not weight:
@@ -81,5 +82,5 @@ def constrained_change(system: System, params: EmmetParams) -> tuple[Change, flo
         logging.getLogger("editkit").warning(
             "%s Values are met with slack %g instead.", error.message, params.slack_when_needed
         )
-        change = batch_change(keys, residuals, covariance, weight=weight)
+        change = solve(weight=weight)
     return change, weight

@@ -1,4 +1,4 @@
-"""FT's change: the trained weights minus those before.
+"""FT's change: the trained weights minus those before, stored as asked.
 
 Source: Zhu et al. 2020 for the bound; the baselines of Meng et al. 2022 for the steps.
 Differs: The bound is applied whatever type its value has. The weights of the model are never
@@ -17,9 +17,10 @@ from editkit_core.numerics.probability import target_probabilities
 from editkit_core.params import unstructure
 from editkit_core.patch.digests import stack_digest
 from editkit_core.patch.fingerprint import base_fingerprint
-from editkit_core.patch.format import DenseEntry, MethodRef
+from editkit_core.patch.format import MethodRef
 from editkit_ft import __version__
 from editkit_ft.params import FtParams
+from editkit_ft.storing import Stored, stored
 from editkit_ft.training import Trained, train
 
 
@@ -30,7 +31,7 @@ def compute_delta(
     params: FtParams,
     context: EditContext,
 ) -> Patch:
-    """Return a patch with one full matrix a site; the model is left bit-identical.
+    """Return a patch with one change a site; the model is left bit-identical.
 
     Raises:
         RequestError: A prompt is too long or a target has no token.
@@ -47,25 +48,29 @@ def compute_delta(
             "room. Lower loss_skip, raise linf, or leave the requests out.",
             loss=trained.losses[0],
         )
+    kept = [
+        stored(site, delta.numpy(), params)
+        for site, delta in zip(sites, trained.deltas, strict=True)
+    ]
     return Patch.from_parts(
-        entries=[
-            DenseEntry(site=site, delta=delta.numpy())
-            for site, delta in zip(sites, trained.deltas, strict=True)
-        ],
+        entries=[one.entry for one in kept],
         method=MethodRef(name="ft", dist="editkit-ft", version=__version__),
         base=base_fingerprint(model, [site.parameter for site in sites]),
         edits=requests,
         params=unstructure(params),
         seed=context.seed,
-        metrics=_report(trained, before),
+        metrics=_report(trained, kept, before),
         computed_on=stack_digest(context.stack),
     )
 
 
-def _report(trained: Trained, before: Sequence[float]) -> dict[str, Any]:  # Any: JSON values
+def _report(
+    trained: Trained, kept: Sequence[Stored], before: Sequence[float]
+) -> dict[str, Any]:  # Any: JSON values
     return {
         "losses": [float(f"{loss:.6g}") for loss in trained.losses],
         "updates": trained.updates,
-        "largest_change": float(f"{max(float(d.abs().max()) for d in trained.deltas):.6g}"),
+        "largest_change": float(f"{max(one.largest for one in kept):.6g}"),
+        "store_errors": [float(f"{one.error:.3g}") for one in kept],
         "p_target_before": [float(f"{chance:.6g}") for chance in before],
     }

@@ -15,7 +15,7 @@ INFO = MethodInfo(
         "https://arxiv.org/abs/2401.01286"
     ),
     api=1,
-    emits=("weight.dense/1",),
+    emits=("weight.dense/1", "weight.low_rank/1", "weight.dense_int8/1"),
     families=("*",),
     params=lambda: FtParams,
     presets=lambda: files("editkit_ft").joinpath("presets.yaml").read_text(encoding="utf-8"),

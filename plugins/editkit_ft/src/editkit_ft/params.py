@@ -6,9 +6,11 @@ from typing import Literal
 
 import attrs
 
+from editkit_core.errors import InvalidParameterError
 from editkit_core.validators import listed, number, one_of, rising_layers, whole
 
 Objective = Literal["prompt_last", "target_new"]
+Store = Literal["auto", "dense", "low_rank", "int8"]
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +40,14 @@ class FtParams:
             [2], so that many edits drift without limit; ``base``: those of the base. Source: ours.
         loss_skip: A step whose loss is below this trains nothing. Source: [2].
         loss_stop: Training ends after a pass whose mean loss is below this. Source: [2].
+        store: What the patch holds of the change. ``dense``: a float32 matrix. ``auto``: factors
+            when at most an eighth as many as the shorter side hold it to a relative error of 1e-6
+            and there is no bound, else a float32 matrix; after several of Adam's steps it is mostly
+            that. ``int8``: whole numbers with a step a row, a quarter of the size; each number is
+            off by at most its row's largest over 254, and a bound is kept. ``low_rank``: the
+            closest change of rank ``store_rank``, not with a bound. The patch's metrics say what
+            was lost. Source: ours.
+        store_rank: Number of factors with ``store=low_rank``. Source: ours.
     """
 
     layers: tuple[int, ...] | None = attrs.field(
@@ -60,6 +70,18 @@ class FtParams:
     )
     loss_skip: float = attrs.field(default=1e-2, validator=number(low=0))
     loss_stop: float = attrs.field(default=1e-2, validator=number(low=0))
+    store: Store = attrs.field(
+        default="auto", validator=one_of("auto", "dense", "low_rank", "int8")
+    )
+    store_rank: int = attrs.field(default=32, validator=whole(1))
+
+    def __attrs_post_init__(self) -> None:
+        if self.store == "low_rank" and self.linf is not None:
+            raise InvalidParameterError(
+                f"store is low_rank and linf is {self.linf:g}: a change of lower rank may have "
+                "numbers above the bound. Store it as int8 or dense, or leave linf out.",
+                parameter="store",
+            )
 
     def chosen(self, n_layers: int) -> tuple[int, ...]:
         """Return the layers to train of a stack with ``n_layers`` blocks."""

@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from editkit_core import EditableModel, EditContext, EditRequest, Site
 from editkit_core.errors import NonFiniteEditError
-from editkit_core.models.pairs import IGNORED, PairBatch, pair_batch, pair_logits
+from editkit_core.models.pairs import IGNORED, PairBatch, pair_batch
 from editkit_ft.params import FtParams
+from editkit_ft.steps import make_step
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -46,16 +47,23 @@ class _Weight:
         live: W, a leaf.
         low: Smallest values allowed, or None.
         high: Largest values allowed, or None.
+        most: Largest change allowed of any number, a float32, or None.
     """
 
     start: Tensor
     live: Tensor
     low: Tensor | None = None
     high: Tensor | None = None
+    most: float | None = None
 
     def project(self) -> None:
         if self.low is not None and self.high is not None:
             self.live.clamp_(self.low, self.high)
+
+    def change(self) -> Tensor:
+        """Return W - W₀ on the CPU, within the bound although W₀ and the bound were added."""
+        change = (self.live - self.start).detach().cpu()
+        return change if self.most is None else change.clamp(-self.most, self.most)
 
 
 def train(
@@ -74,18 +82,19 @@ def train(
         weights = [_weight(model, site, params) for site in sites]
         for site, weight in zip(sites, weights, strict=True):
             _show(model, site, weight, shown)
-        return _train(model, requests, weights, params, context)
+        return _train(model, requests, sites, weights, params, context)
 
 
 def _train(
     model: EditableModel,
     requests: Sequence[EditRequest],
+    sites: Sequence[Site],
     weights: Sequence[_Weight],
     params: FtParams,
     context: EditContext,
 ) -> Trained:
-    batches = [
-        pair_batch(model, [(r.text, r.target_new) for r in part], end=True)
+    steps = [
+        make_step(model, pair_batch(model, [(r.text, r.target_new) for r in part], end=True), sites)
         for part in _parts(requests, params.batch_size)
     ]
     leaves = [weight.live for weight in weights]
@@ -96,11 +105,11 @@ def _train(
     try:
         for _ in range(params.steps):
             total = 0.0
-            for batch in batches:
-                loss = batch_loss(pair_logits(model, batch), batch, params)
+            for step in steps:
+                loss = batch_loss(step.logits(), step.batch, params)
                 value = float(loss.detach())
                 _require_finite(value, len(losses))
-                total += value * len(batch.rows)
+                total += value * len(step.batch.rows)
                 if value >= params.loss_skip:
                     grads = torch.autograd.grad(loss, leaves)
                     for leaf, grad in zip(leaves, grads, strict=True):
@@ -117,7 +126,7 @@ def _train(
     finally:
         context.progress.finish()
     return Trained(
-        deltas=tuple((weight.live - weight.start).detach().cpu() for weight in weights),
+        deltas=tuple(weight.change() for weight in weights),
         losses=tuple(losses),
         updates=updates,
     )
@@ -127,8 +136,8 @@ def batch_loss(logits: Tensor, batch: PairBatch, params: FtParams) -> Tensor:
     """Return the mean loss over the rows of a batch, each row's the mean over its target's tokens.
 
     Args:
-        logits: Of every position, ``(rows, len, vocab)``.
-        batch: The rows and their labels.
+        logits: Of the positions that have a label, ``(rows, len, vocab)``.
+        batch: The rows and their labels, ``(rows, len)``.
         params: Names the objective.
     """
     counts = batch.labels != IGNORED  # (rows, len)
@@ -150,7 +159,17 @@ def _weight(model: EditableModel, site: Site, params: FtParams) -> _Weight:
     if params.linf is not None:
         centre = start - _drift(model, site) if params.anchor == "base" else start
         weight.low, weight.high = centre - params.linf, centre + params.linf
+        if params.anchor == "previous":
+            weight.most = _not_above(params.linf)
     return weight
+
+
+def _not_above(bound: float) -> float:
+    """Return the largest float32 number that is not above a bound."""
+    nearest = torch.tensor(bound, dtype=torch.float32)
+    if float(nearest) > bound:
+        nearest = torch.nextafter(nearest, torch.zeros_like(nearest))
+    return float(nearest)
 
 
 def _drift(model: EditableModel, site: Site) -> Tensor:

@@ -37,7 +37,11 @@ def compute_delta(
 
     def solve(system: System) -> Change:
         return batch_change(
-            system.keys, system.residuals, system.covariance, weight=params.covariance_weight
+            system.keys,
+            system.residuals,
+            system.covariance,
+            weight=params.covariance_weight,
+            earlier=system.earlier,
         )
 
     return edit_window(

@@ -49,7 +49,11 @@ def compute_delta(
 
     def solve(system: System) -> Change:
         return batch_change(
-            system.keys, system.residuals, system.covariance, weight=params.covariance_weight
+            system.keys,
+            system.residuals,
+            system.covariance,
+            weight=params.covariance_weight,
+            earlier=system.earlier,
         )
 
     downs = [site for site in sites if site.role == "mlp_down"]

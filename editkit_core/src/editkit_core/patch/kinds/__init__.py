@@ -18,6 +18,7 @@ from editkit_core.patch.kinds.arrays import Float32Array
 from editkit_core.patch.kinds.codebook import CodebookEntry
 from editkit_core.patch.kinds.cols import ColumnsEntry
 from editkit_core.patch.kinds.dense import DenseEntry
+from editkit_core.patch.kinds.dense_int8 import DenseInt8Entry
 from editkit_core.patch.kinds.low_rank import LowRankEntry
 from editkit_core.types import Site
 
@@ -127,6 +128,7 @@ BUILTIN_KINDS: Kinds = MappingProxyType(
     {
         LowRankEntry.kind: LowRankEntry,
         DenseEntry.kind: DenseEntry,
+        DenseInt8Entry.kind: DenseInt8Entry,
         ColumnsEntry.kind: ColumnsEntry,
         CodebookEntry.kind: CodebookEntry,
     }

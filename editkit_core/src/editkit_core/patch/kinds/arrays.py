@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 Float32Array = npt.NDArray[np.float32]
+Int8Array = npt.NDArray[np.int8]
 Int64Array = npt.NDArray[np.int64]
+MOST_CODE = 127  # as far as int8 goes to both sides
 
 
 def float_matrix(value: Any) -> Float32Array:  # Any: array-like
@@ -29,6 +31,16 @@ def whole_matrix(value: Any) -> Int64Array:  # Any: array-like
 def whole_vector(value: Any) -> Int64Array:  # Any: array-like
     """Return an int64 vector fit to be stored; see :func:`stored`."""
     return stored(value, "<i8", 1)
+
+
+def code_matrix(value: Any) -> Int8Array:  # Any: array-like
+    """Return an int8 matrix of numbers from -127 to 127 fit to be stored; see :func:`stored`."""
+    given = np.asarray(value)
+    if given.dtype.kind == "i" and given.size:
+        low, high = int(given.min()), int(given.max())
+        if low < -MOST_CODE or high > MOST_CODE:
+            raise ValueError(f"codes must be from -{MOST_CODE} to {MOST_CODE}, got {low} to {high}")
+    return stored(given, "|i1", 2)
 
 
 def stored(value: Any, dtype: str, sides: int) -> npt.NDArray[Any]:  # Any: array-like
