@@ -121,7 +121,9 @@ def test_the_patch_is_fingerprinted_on_the_base_and_names_the_adapter(tmp_path: 
 
 def test_sites_say_layer_and_role(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    train_with_peft(model, tmp_path / "adapter", target_modules=["q_proj", "down_proj", "up_proj"])
+    train_with_peft(
+        model, tmp_path / "adapter", target_modules=["q_proj", "o_proj", "down_proj", "up_proj"]
+    )
     sites = {e.site.module: e.site for e in import_lora(model, tmp_path / "adapter").entries}
     assert sites["model.layers.1.mlp.down_proj"] == model.site(1)
     assert (
@@ -132,6 +134,7 @@ def test_sites_say_layer_and_role(tmp_path: Path) -> None:
         2,
     )
     assert sites["model.layers.0.self_attn.q_proj"].role == "attention"
+    assert sites["model.layers.0.self_attn.o_proj"] == model.site(0, role="attn_out")
 
 
 def test_an_exported_patch_comes_back_with_the_same_factors(tmp_path: Path) -> None:

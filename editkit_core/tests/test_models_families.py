@@ -5,11 +5,18 @@ import sys
 
 import attrs
 import pytest
+import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config, UMT5Config
 
-from editkit_core.errors import UnknownFamilyError, UnsupportedModelError
+from editkit_core.errors import (
+    ModuleNotFoundInModelError,
+    UnknownFamilyError,
+    UnsupportedModelError,
+)
+from editkit_core.models.editable import EditableModel
 from editkit_core.models.families import BUILTIN_FAMILIES, Family, find_family
+from editkit_core.models.trace import record
 from editkit_core.testing import TINY_ENCODER_DECODERS, TINY_FAMILIES, tiny_model
 
 BY_NAME = {family.name: family for family in BUILTIN_FAMILIES}
@@ -41,6 +48,8 @@ def test_every_path_of_the_family_is_a_module(name):
                 family.attention(layer, stack),
                 family.mlp(layer, stack),
                 family.mlp_down(layer, stack),
+                family.attention_out(layer, stack),
+                *family.mlp_parts(layer, stack),
             ):
                 assert isinstance(model.module(path), nn.Module)
                 assert family.stack_of(path) == stack
@@ -112,6 +121,42 @@ def test_a_site_names_the_down_projection_and_its_weight():
     assert site.module == "transformer.h.2.mlp.c_proj"
     assert site.parameter == "transformer.h.2.mlp.c_proj.weight"
     assert (site.layer, site.token, site.role) == (2, "last", "mlp_down")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_attentions_output_projection_is_a_site_and_gives_the_attentions_output(name):
+    model = tiny_model(name)
+    for stack in model.family.stacks:
+        site = model.site(1, "last", stack, role="attn_out")
+        assert site.parameter == f"{site.module}.weight"
+        assert (site.layer, site.token, site.role) == (1, "last", "attn_out")
+        assert len(model.weight(site)) == model.d_model
+        attention = model.family.attention(1, stack)
+        ids = torch.tensor([[5, 6, 7]])
+        answer = {"decoder_input_ids": ids} if model.is_encoder_decoder else {}
+        with torch.no_grad(), record(model.model, [site.module, attention]) as seen:
+            model.model(input_ids=ids, **answer)
+        assert torch.equal(seen[site.module], seen[attention])
+
+
+def test_a_family_that_does_not_say_where_that_is_fits_and_has_no_such_site():
+    family = attrs.evolve(BY_NAME["llama"], attention_outs=None)
+    model = EditableModel.wrap(
+        tiny_model("llama").model, tiny_model("llama").tokenizer, families=(family,)
+    )
+    assert model.site(0).role == "mlp_down"
+    with pytest.raises(UnsupportedModelError, match="attention_outs"):
+        model.site(0, role="attn_out")
+
+
+def test_a_tree_with_another_output_projection_fits_and_names_what_is_missing():
+    model = tiny_model("llama")
+    model.model.model.layers[1].self_attn.dense = model.model.model.layers[1].self_attn.o_proj
+    del model.model.model.layers[1].self_attn.o_proj
+    again = EditableModel.wrap(model.model, model.tokenizer)
+    assert again.family.name == "llama"
+    with pytest.raises(ModuleNotFoundInModelError, match=r"layers\.1\.self_attn\.o_proj"):
+        again.site(1, role="attn_out")
 
 
 def test_count_layers_stops_at_the_first_missing_block():

@@ -19,12 +19,12 @@ from editkit_core.models.editable import EditableModel
 from editkit_core.models.text import pad_batch
 from editkit_core.models.trace import record
 from editkit_core.numerics.corpus import Corpus
-from editkit_core.numerics.covariance import load_covariance, sampled_corpus
+from editkit_core.numerics.covariance import load_covariance, load_covariances, sampled_corpus
 from editkit_core.numerics.inputs_digest import inputs_digest
 from editkit_core.numerics.moments import KeyMoments, collect_moments, quality_warning
 from editkit_core.numerics.moments_store import StatisticsStore, check_moments
 from editkit_core.testing.models import tiny_model
-from editkit_core.types import SilentProgress
+from editkit_core.types import SilentProgress, Site
 
 SENTENCE = "the river runs past an old mill and nobody knew how old it was when winter came"
 WORDS = SENTENCE.split()
@@ -36,9 +36,9 @@ def model() -> EditableModel:
     return tiny_model("gpt2", n_layers=2)
 
 
-def plain_sum(model: EditableModel, layer: int, corpus: Corpus) -> tuple[torch.Tensor, int]:
+def plain_sum(model: EditableModel, site: Site, corpus: Corpus) -> tuple[torch.Tensor, int]:
     """One document at a time, one outer product at a time, without padding."""
-    name = model.site(layer).module
+    name = site.module
     total, count = torch.zeros((), dtype=torch.float64), 0
     for text in corpus.documents:
         batch = pad_batch([model.encode(text).ids], model.pad_id)
@@ -54,7 +54,7 @@ def plain_sum(model: EditableModel, layer: int, corpus: Corpus) -> tuple[torch.T
 def test_moments_equal_a_plain_sum_over_single_documents(
     model: EditableModel, batch_size: int
 ) -> None:
-    total, count = plain_sum(model, 1, CORPUS)
+    total, count = plain_sum(model, model.site(1), CORPUS)
     moments = collect_moments(model, model.site(1), CORPUS, batch_size=batch_size)
     assert moments.count == count
     assert moments.complete
@@ -64,7 +64,7 @@ def test_moments_equal_a_plain_sum_over_single_documents(
 def test_padding_is_masked_also_where_pad_is_a_real_token(model: EditableModel) -> None:
     # The tiny tokenizer has no pad token, so its end token pads; here it is also part of a text.
     corpus = Corpus.of(["the old mill </s> and the river", "winter"])
-    total, count = plain_sum(model, 0, corpus)
+    total, count = plain_sum(model, model.site(0), corpus)
     moments = collect_moments(model, model.site(0), corpus, batch_size=2)
     assert moments.count == count
     assert float((moments.total - total).norm() / total.norm()) < 1e-6
@@ -167,6 +167,93 @@ def test_the_digest_changes_with_everything_below_and_nothing_above() -> None:
         assert (inputs_digest(model, site) != before) == (name in below), name
         parameter.copy_(old)
     assert inputs_digest(model, site) == before
+
+
+ATTENTION_DEPENDS_ON = {
+    "gpt2": (
+        ("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_proj.weight",
+         "transformer.h.1.ln_1.weight", "transformer.h.1.attn.c_attn.weight",
+         "transformer.h.1.attn.c_attn.bias"),
+        ("transformer.h.1.attn.c_proj.weight", "transformer.h.1.ln_2.weight",
+         "transformer.h.1.mlp.c_fc.weight", "transformer.h.1.mlp.c_proj.weight",
+         "transformer.h.2.ln_1.weight", "transformer.ln_f.bias"),
+    ),
+    "gptj": (
+        ("transformer.h.0.mlp.fc_out.weight", "transformer.h.1.ln_1.weight",
+         "transformer.h.1.attn.q_proj.weight", "transformer.h.1.attn.v_proj.weight"),
+        ("transformer.h.1.attn.out_proj.weight", "transformer.h.1.mlp.fc_in.weight",
+         "transformer.h.1.mlp.fc_out.bias"),
+    ),
+    "qwen3": (
+        ("model.layers.0.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight",
+         "model.layers.1.self_attn.q_norm.weight", "model.layers.1.self_attn.k_proj.weight"),
+        ("model.layers.1.self_attn.o_proj.weight", "model.layers.1.mlp.gate_proj.weight",
+         "model.layers.1.post_attention_layernorm.weight"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ATTENTION_DEPENDS_ON)
+def test_the_digest_of_an_attentions_keys_changes_where_they_change_and_nowhere_else(
+    family: str,
+) -> None:
+    model = tiny_model(family)
+    site = model.site(1, role="attn_out")
+    before, keys = inputs_digest(model, site), keys_of(model, site.module)
+    below, beside = ATTENTION_DEPENDS_ON[family]
+    for name in (*below, *beside):
+        parameter = model.parameter(name).data
+        old = parameter.clone()
+        parameter.add_(torch.linspace(0.1, 0.3, parameter.numel()).view_as(parameter))
+        assert (inputs_digest(model, site) != before) == (name in below), name
+        assert torch.equal(keys_of(model, site.module), keys) == (name in beside), name
+        parameter.copy_(old)
+    assert inputs_digest(model, site) == before
+
+
+def keys_of(model: EditableModel, module: str) -> torch.Tensor:
+    with record(model.model, [module], inputs=True) as seen:
+        model.model(input_ids=torch.tensor([model.encode(SENTENCE).ids]))
+    return seen[module]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "gptj", "qwen3"])
+def test_moments_of_an_attention_equal_a_plain_sum(family: str) -> None:
+    made = tiny_model(family, n_layers=2)
+    site = made.site(1, role="attn_out")
+    total, count = plain_sum(made, site, CORPUS)
+    moments = collect_moments(made, site, CORPUS)
+    assert (moments.count, moments.key.module) == (count, site.module)
+    assert float((moments.total - total).norm() / total.norm()) < 1e-6
+
+
+def test_statistics_of_the_same_layers_feed_forward_are_not_taken_for_its_attention(
+    tmp_path: Path,
+) -> None:
+    model = tiny_model("gpt2", n_layers=2, d_mlp=32)  # both keys are 32 wide
+    store, attention = StatisticsStore(tmp_path), model.site(1, role="attn_out")
+    mlp = collect_moments(model, model.site(1), CORPUS, store=store)
+    assert store.find(model, attention) is None
+    with pytest.raises(StatisticsMismatchError, match=r"--layer 1 --role attn_out"):
+        check_moments(mlp, model, attention)
+    made = collect_moments(model, attention, CORPUS, store=store)
+    assert made.key.inputs_digest != mlp.key.inputs_digest
+    assert made.key.digest != mlp.key.digest
+    assert len(list(tmp_path.iterdir())) == 2
+    for site, moments in ((model.site(1), mlp), (attention, made)):
+        found = store.find(model, site)
+        assert found is not None
+        assert torch.equal(found.total, moments.total)
+
+
+def test_missing_statistics_of_an_attention_name_the_role(
+    model: EditableModel, tmp_path: Path
+) -> None:
+    sites = [model.site(1, role="attn_out"), model.site(1)]
+    with pytest.raises(StatisticsMissingError, match=r"--layer 1 --role attn_out --corpus"):
+        load_covariances(model, sites[:1], mode="required", folder=tmp_path)
+    with pytest.raises(StatisticsMissingError, match=r"--role attn_out --role mlp_down --corpus"):
+        load_covariances(model, sites, mode="required", folder=tmp_path)
 
 
 def test_layers_have_different_digests(model: EditableModel) -> None:

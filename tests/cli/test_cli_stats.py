@@ -50,6 +50,28 @@ def test_layers_are_made_together_and_parts_are_added_up(cli, folder: Path) -> N
     assert [r["tokens"] for r in merged.json] == [r["tokens"] for r in whole.json]
 
 
+def test_the_role_says_whose_keys_are_summed(cli, folder: Path) -> None:
+    name = corpus("a.txt", 0)
+    both = cli(
+        *ask(folder, "--corpus", name, "-o", "s", "--role", "attn_out", "--role", "mlp_down")
+    )
+    assert both.code == 0, both.err
+    found = [(row["layer"], row["role"], row["d_in"]) for row in both.json]
+    assert found == [(0, "attn_out", 16), (0, "mlp_down", 64), (1, "attn_out", 16),
+                     (1, "mlp_down", 64)]  # fmt: skip
+    ran = cli("stats", "-m", folder, "--layer", "1", "--role", "attn_out", "--corpus", name,
+              "-o", "t")  # fmt: skip
+    assert "Layer 1, attention: " in ran.out
+    (alone,) = Path("t").iterdir()
+    assert alone.read_bytes() == (Path("s") / alone.name).read_bytes()
+    refused = cli(*ask(folder, "--corpus", name, "-o", "s", "--role", "attention"))
+    assert refused.code == 2
+    cli(*ask(folder, "--corpus", corpus("b.txt", 100), "-o", "u", "--role", "attn_out",
+             "--role", "mlp_down"))  # fmt: skip
+    merged = cli("stats", "merge", "s", "u", "-o", "both")
+    assert "Layer 1 (transformer.h.1.attn.c_proj): " in merged.out
+
+
 def test_parts_that_overlap_or_differ_in_layers_are_refused(cli, folder: Path) -> None:
     cli(*ask(folder, "--corpus", corpus("a.txt", 0), "-o", "one"))
     cli(*ask(folder, "--corpus", corpus("b.txt", 50), "-o", "other"))

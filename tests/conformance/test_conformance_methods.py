@@ -43,12 +43,19 @@ WINDOW = {
     "layers": [1], "v_insertion": "joint", "v_steps": 8, "contexts": [[4, 2]],
     "covariance": "identity", "clamp_norm": 4.0,
 }  # fmt: skip
+# At layer 1 of the random models the attention's change reaches other tokens more than the
+# subject's, for their keys are alike.
+ATTENTION = {
+    **WINDOW, "layers": [0], "v_insertion": "token", "v_steps": 20, "covariance": "auto",
+    "covariance_ridge": 0.01, "covariance_weight": 0.1, "write_attention": True,
+}  # fmt: skip
 BATCH_CASES = (
     MethodCase(method="memit", params={**WINDOW, "covariance_weight": 0.1}),
     MethodCase(method="emmet", params={**WINDOW, "slack": 0.0}),
     MethodCase(
         method="pmet", params={**WINDOW, "covariance_weight": 0.1, "attention_values": False}
     ),
+    MethodCase(method="pmet", params=ATTENTION),
     MethodCase(
         method="alphaedit",
         params={**WINDOW, "covariance": "auto", "null_energy": 0.3, "ridge": 0.01},

@@ -218,7 +218,8 @@ class Site:
     Attributes:
         module: Dotted module path, for example ``transformer.h.0.mlp.c_proj``.
         parameter: Dotted name of the weight, for example ``transformer.h.0.mlp.c_proj.weight``.
-        role: What the weight does in the field's terms; ``mlp_down`` is the FFN down projection.
+        role: What the weight does in the field's terms; ``mlp_down`` is the FFN down projection,
+            ``attn_out`` the attention's output projection.
         layer: Block number, counted from 0.
         token: The token whose state is read and written.
     """

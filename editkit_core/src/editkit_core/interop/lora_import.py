@@ -91,6 +91,8 @@ def _site(model: EditableModel, module: str) -> Site:
         for layer in range(model.count_layers(stack)):
             if module == family.mlp_down(layer, stack):
                 return family.site(layer, stack=stack)
+            if module == family.attention_out(layer, stack):
+                return family.site(layer, stack=stack, role="attn_out")
             for role, path in (
                 ("attention", family.attention(layer, stack)),
                 ("mlp", family.mlp(layer, stack)),

@@ -24,7 +24,7 @@ from editkit_core.errors import (
     did_you_mean,
 )
 from editkit_core.models import text
-from editkit_core.models.families import BUILTIN_FAMILIES, Family, Stack, find_family
+from editkit_core.models.families import BUILTIN_FAMILIES, Family, Role, Stack, find_family
 from editkit_core.models.holding import execution_device, fetch, plain_parts
 from editkit_core.models.orientation import has_sides, out_in, sides, to_out_in
 from editkit_core.models.text import Batch, Encoded, EncodedPair, require_offsets
@@ -255,21 +255,32 @@ class EditableModel:
         return parameter
 
     def site(
-        self, layer: int, token: TokenPosition = "subject_last", stack: Stack = "decoder"
+        self,
+        layer: int,
+        token: TokenPosition = "subject_last",
+        stack: Stack = "decoder",
+        *,
+        role: Role = "mlp_down",
     ) -> Site:
-        """Return the feed-forward down projection of a layer as an edit site.
+        """Return a projection of a layer as an edit site.
 
         Args:
             layer: Its number, counted from 0 within its stack.
             token: The token whose state is read and written.
             stack: Of an encoder-decoder, which of its stacks.
+            role: ``mlp_down``, the feed-forward's down projection, or ``attn_out``, the
+                attention's output projection.
 
         Raises:
             LayerOutOfRangeError: The model has no such layer.
-            UnsupportedModelError: The encoder is asked for and there is none.
+            UnsupportedModelError: The encoder is asked for and there is none, or the family does
+                not say where the attention's output projection is.
+            ModuleNotFoundInModelError: It is not where the family says.
         """
         self._check_layer(layer, stack)
-        return self.family.site(layer, token, stack)
+        site = self.family.site(layer, token, stack, role)
+        self.module(site.module)
+        return site
 
     def mlp_projections(self, layer: int, stack: Stack = "decoder") -> tuple[str, ...]:
         """Return the paths of all projections of a layer's feed-forward, the down projection last.

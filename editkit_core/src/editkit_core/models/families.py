@@ -12,7 +12,7 @@ decoder's is meant unless the stack is said too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 Stack = Literal["decoder", "encoder"]
+Role = Literal["mlp_down", "attn_out"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @attrs.frozen(kw_only=True)
@@ -35,6 +37,8 @@ class EncoderPaths:
         attentions: A block's attention module; its (first) output is what joins the residual.
         mlps: A block's feed-forward module.
         mlp_downs: The feed-forward down projection: its input is the key, its output the value.
+        attention_outs: The attention's output projection; None leaves it without a site.
+        mlp_norms: The norm before the feed-forward, if it has one of its own.
         embedding: The token embedding, under the name the encoder calls it by.
         final_norm: The norm after the last block.
         body: The module whose last hidden state the decoder attends to.
@@ -47,6 +51,8 @@ class EncoderPaths:
     embedding: str
     final_norm: str
     body: str
+    attention_outs: str | None = None
+    mlp_norms: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -62,6 +68,9 @@ class Family:
         attentions: A block's attention module; its (first) output is what joins the residual.
         mlps: A block's feed-forward module.
         mlp_downs: The feed-forward down projection: its input is the key, its output the value.
+        attention_outs: The attention's output projection; None leaves it without a site. A family
+            fits without it.
+        mlp_norms: The norm before the feed-forward where attention does not read it too.
         embedding: The token embedding, under the name it is called by.
         final_norm: The norm before the head.
         body: The module whose last hidden state feeds the head.
@@ -82,6 +91,8 @@ class Family:
     final_norm: str
     body: str
     head: str = "lm_head"
+    attention_outs: str | None = None
+    mlp_norms: str | None = None
     is_encoder_decoder: bool = False
     encoder: EncoderPaths | None = None
     requires: tuple[str, ...] = ()
@@ -108,13 +119,39 @@ class Family:
         """Path of a block's feed-forward down projection."""
         return self._paths(stack).mlp_downs.format(layer)
 
+    def attention_out(self, layer: int, stack: Stack = "decoder") -> str | None:
+        """Path of a block's attention output projection, or None when the family tells none."""
+        template = self._paths(stack).attention_outs
+        return None if template is None else template.format(layer)
+
+    def mlp_parts(self, layer: int, stack: Stack = "decoder") -> tuple[str, ...]:
+        """Paths of all that belongs to a block's feed-forward alone: it and its own norm."""
+        norms = self._paths(stack).mlp_norms
+        own = () if norms is None else (norms.format(layer),)
+        return (self.mlp(layer, stack), *own)
+
     def site(
-        self, layer: int, token: TokenPosition = "subject_last", stack: Stack = "decoder"
+        self,
+        layer: int,
+        token: TokenPosition = "subject_last",
+        stack: Stack = "decoder",
+        role: Role = "mlp_down",
     ) -> Site:
-        """The down projection of a layer as an edit site; ``layer`` counts within its stack."""
-        module = self.mlp_down(layer, stack)
+        """A projection of a layer as an edit site; ``layer`` counts within its stack.
+
+        Raises:
+            UnsupportedModelError: The family does not say where the attention's is.
+        """
+        path = self.mlp_down if role == "mlp_down" else self.attention_out
+        module = path(layer, stack)
+        if module is None:
+            raise UnsupportedModelError(
+                f"The family {self.name} does not say where the attention's output projection is. "
+                "Register it with attention_outs, or edit the feed-forward.",
+                family=self.name,
+            )
         return Site(
-            module=module, parameter=f"{module}.weight", role="mlp_down", layer=layer, token=token
+            module=module, parameter=f"{module}.weight", role=role, layer=layer, token=token
         )
 
     def stack_of(self, module: str) -> Stack | None:
@@ -224,6 +261,8 @@ def _llama_like(name: str, *model_types: str, query_norm: bool = False) -> Famil
         attentions="model.layers.{}.self_attn",
         mlps="model.layers.{}.mlp",
         mlp_downs="model.layers.{}.mlp.down_proj",
+        attention_outs="model.layers.{}.self_attn.o_proj",
+        mlp_norms="model.layers.{}.post_attention_layernorm",
         embedding="model.embed_tokens",
         final_norm="model.norm",
         body="model",
@@ -232,7 +271,7 @@ def _llama_like(name: str, *model_types: str, query_norm: bool = False) -> Famil
     )
 
 
-def _gpt_like(name: str, down: str, requires: str) -> Family:
+def _gpt_like(name: str, down: str, out: str, requires: str, norm: str | None) -> Family:
     return Family(
         name=name,
         model_types=(name,),
@@ -240,6 +279,8 @@ def _gpt_like(name: str, down: str, requires: str) -> Family:
         attentions="transformer.h.{}.attn",
         mlps="transformer.h.{}.mlp",
         mlp_downs=f"transformer.h.{{}}.mlp.{down}",
+        attention_outs=f"transformer.h.{{}}.attn.{out}",
+        mlp_norms=None if norm is None else f"transformer.h.{{}}.{norm}",
         embedding="transformer.wte",
         final_norm="transformer.ln_f",
         body="transformer",
@@ -255,6 +296,8 @@ def _t5(name: str, *model_types: str) -> Family:
         attentions="decoder.block.{}.layer.0.SelfAttention",
         mlps="decoder.block.{}.layer.2.DenseReluDense",
         mlp_downs="decoder.block.{}.layer.2.DenseReluDense.wo",
+        attention_outs="decoder.block.{}.layer.0.SelfAttention.o",
+        mlp_norms="decoder.block.{}.layer.2.layer_norm",
         embedding="decoder.embed_tokens",
         final_norm="decoder.final_layer_norm",
         body="decoder",
@@ -264,6 +307,8 @@ def _t5(name: str, *model_types: str) -> Family:
             attentions="encoder.block.{}.layer.0.SelfAttention",
             mlps="encoder.block.{}.layer.1.DenseReluDense",
             mlp_downs="encoder.block.{}.layer.1.DenseReluDense.wo",
+            attention_outs="encoder.block.{}.layer.0.SelfAttention.o",
+            mlp_norms="encoder.block.{}.layer.1.layer_norm",
             embedding="encoder.embed_tokens",
             final_norm="encoder.final_layer_norm",
             body="encoder",
@@ -272,9 +317,19 @@ def _t5(name: str, *model_types: str) -> Family:
 
 
 BUILTIN_FAMILIES: tuple[Family, ...] = (
-    _gpt_like("gpt2", "c_proj", requires="transformer.h.{}.attn.c_attn"),
-    _gpt_like("gpt_neo", "c_proj", requires="transformer.h.{}.attn.attention"),
-    _gpt_like("gptj", "fc_out", requires="transformer.h.{}.attn.q_proj"),
+    _gpt_like(
+        "gpt2", down="c_proj", out="c_proj", norm="ln_2", requires="transformer.h.{}.attn.c_attn"
+    ),
+    _gpt_like(
+        "gpt_neo",
+        down="c_proj",
+        out="attention.out_proj",
+        norm="ln_2",
+        requires="transformer.h.{}.attn.attention",
+    ),
+    _gpt_like(
+        "gptj", down="fc_out", out="out_proj", norm=None, requires="transformer.h.{}.attn.q_proj"
+    ),
     _llama_like("llama", "llama"),
     _llama_like("mistral", "mistral"),
     _llama_like("qwen2", "qwen2"),

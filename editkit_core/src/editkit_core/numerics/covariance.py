@@ -264,9 +264,13 @@ def _missing(
         if others
         else ""
     )
-    layers = [site.layer for site in sites]
+    layers = list(dict.fromkeys(site.layer for site in sites))
     named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
     asked = " ".join(f"--layer {layer}" for layer in layers)
+    roles = list(dict.fromkeys(site.role for site in sites))
+    if roles != ["mlp_down"]:
+        named += f" ({' and '.join(roles)})"
+        asked += "".join(f" --role {role}" for role in roles)
     return StatisticsMissingError(
         f"No key statistics of {named} of {model.name} in {store.folder}.{aside} Make "
         f"them once with: editkit stats --model {model.name} {asked} --corpus "

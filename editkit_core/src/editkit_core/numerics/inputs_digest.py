@@ -27,7 +27,8 @@ def inputs_digest(model: EditableModel, site: Site) -> str:
     * the tokenizer's digest,
     * the digest of every parameter, except those of the blocks above the site's layer, the final
       norm, the output head and the edited module itself: no key depends on these, so statistics
-      made before an edit of that module still fit after it.
+      made before an edit of that module still fit after it. At an attention's output projection
+      the layer's feed-forward, with a norm of its own, does not count either.
 
     Tensors are hashed in the type that the checkpoint stores, so the digest does not depend on the
     type the model was loaded in. Patches applied by the ledger do not count.
@@ -57,7 +58,8 @@ def inputs_digests(model: EditableModel, sites: Sequence[Site]) -> tuple[str, ..
 def _parameters_below(model: EditableModel, site: Site) -> list[str]:
     family = model.family
     above = [family.block(layer) for layer in range(site.layer + 1, model.n_layers)]
-    without = (*above, site.module, family.final_norm, family.head)
+    beside = family.mlp_parts(site.layer) if site.role == "attn_out" else ()
+    without = (*above, *beside, site.module, family.final_norm, family.head)
     return sorted(
         name
         for name, _ in model.model.named_parameters()

@@ -209,7 +209,7 @@ def check_moments(
     if moments.key.module != site.module:
         raise StatisticsMismatchError(
             f"The key statistics are of {moments.key.module}, the edit is at {site.module}. Make "
-            f"them with editkit stats --layer {site.layer}.",
+            f"them with editkit stats {_asked(site)}.",
             expected=site.module,
             found=moments.key.module,
         )
@@ -218,10 +218,15 @@ def check_moments(
         raise StatisticsMismatchError(
             f"The key statistics were made on {moments.key.model} with digest "
             f"{moments.key.inputs_digest}; {model.name} has digest {expected}. Make them anew with "
-            f"editkit stats --model {model.name} --layer {site.layer}.",
+            f"editkit stats --model {model.name} {_asked(site)}.",
             expected=expected,
             found=moments.key.inputs_digest,
         )
+
+
+def _asked(site: Site) -> str:
+    """Return the options that ask for a site's statistics on the command line."""
+    return f"--layer {site.layer}" + ("" if site.role == "mlp_down" else f" --role {site.role}")
 
 
 def _parse(data: bytes) -> KeyMoments:

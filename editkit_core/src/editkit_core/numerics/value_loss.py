@@ -102,7 +102,7 @@ class Clean:
 
     Attributes:
         before: v0 of each owner's parts, ``(owners, parts, d)`` float32.
-        share: ``(rows, after)`` float32, how much of δ each token's output gets.
+        share: ``(rows, after, parts)`` float32, how much of each vector a token's output gets.
         stream_norm: Mean norm of the block's output at the edited token, ``(owners,)`` float32.
         hidden: The block's output, ``(rows, after, d)``; with a vector at the attention that of the
             block below, None when there is none.
@@ -126,6 +126,7 @@ class Clean:
         readings: Sequence[Tensor | None] | None = None,
         output: Output = "module",
         attention: bool = False,
+        attention_readings: Sequence[Tensor | None] | None = None,
     ) -> Clean:
         """Run the unedited model once.
 
@@ -138,6 +139,8 @@ class Clean:
                 edited token δ and no other.
             output: Whose output v0 is.
             attention: Whether the attention's output is a second part.
+            attention_readings: As ``readings``, by the keys of the attention's output projection;
+                without them its vector goes where the other one does.
         """
         model = suffixes.model
         block = model.family.block(site.layer)
@@ -145,10 +148,14 @@ class Clean:
         parts = [site.module if output == "module" else block]
         parts += [model.family.attention(site.layer)] if attention else []
         names = {site.module, block, *parts, *([below] if below else [])}
+        read = [(site.module, readings or ())]
+        if any(reading is not None for reading in attention_readings or ()):
+            out = model.site(site.layer, role="attn_out").module
+            read.append((out, attention_readings or ()))
         with (
             torch.no_grad(),
             record(model.model, sorted(names)) as seen,
-            record(model.model, [site.module], inputs=True) as keys,
+            record(model.model, [module for module, _ in read], inputs=True) as keys,
         ):
             states = suffixes.states()
         logits = _logits(model, states, rows)
@@ -156,12 +163,14 @@ class Clean:
         every = torch.arange(len(rows.ids), device=device)
         at = torch.tensor(rows.edited, device=device) - torch.tensor(rows.split, device=device)
         stream = seen[block][rows.contexts, at[rows.contexts]].float()  # (contexts, d)
-        share = torch.zeros(seen[block].shape[:2], dtype=torch.float32, device=device)
+        share = torch.zeros((*seen[block].shape[:2], len(parts)), device=device)
         share[every, at] = 1.0
-        for owner, reading in enumerate(readings or ()):
-            if reading is not None:
-                mine = rows.owner == owner
-                share[mine] = keys[site.module][mine].float() @ reading.float().to(device)
+        for part, (module, each) in enumerate(read):
+            for owner, reading in enumerate(each):
+                if reading is not None:
+                    mine = rows.owner == owner
+                    told = keys[module][mine].float() @ reading.float().to(device)
+                    share[mine, :, part:] = told[..., None]  # (rows, after, 1)
         return cls(
             before=torch.stack(
                 [seen[part][rows.bare, at[rows.bare]].float() for part in parts], dim=1
@@ -306,18 +315,21 @@ class Objective:
         each = deltas[self.rows.owner]  # (rows, parts, d)
         if not self.settings.attention:
             assert self.clean.hidden is not None  # the block's own output
-            return self.upper.states(self._plus(self.clean.hidden, each[:, 0]))
+            return self.upper.states(self._plus(self.clean.hidden, each, 0))
         model, layer = self.upper.model, self.site.layer
         attention = model.family.attention(layer)
         with (
-            replace_output(model.model, self.site.module, lambda out: self._plus(out, each[:, 0])),
-            replace_output(model.model, attention, lambda out: self._plus(out, each[:, 1])),
+            replace_output(model.model, self.site.module, lambda out: self._plus(out, each, 0)),
+            replace_output(model.model, attention, lambda out: self._plus(out, each, 1)),
         ):
             return self.upper.states(self.clean.hidden)
 
-    def _plus(self, output: Tensor, each: Tensor) -> Tensor:
-        """Add to ``output (rows, after, d)`` each token's share of its row's ``each (rows, d)``."""
-        change = self.clean.share[..., None] * each[:, None]
+    def _plus(self, output: Tensor, each: Tensor, part: int) -> Tensor:
+        """Add to ``output (rows, after, d)`` each token's share of a part of its row's vectors.
+
+        They are ``each (rows, parts, d)``.
+        """
+        change = self.clean.share[..., part, None] * each[:, None, part]
         return output + change.to(output.device, output.dtype)
 
     def _decay(self, deltas: Tensor) -> Tensor:

@@ -95,12 +95,15 @@ class ValueJob:
         contexts: Texts put before the prompt, the empty one first.
         reading: r, ``(d_in,)``: the change a token with key k gets is ``r · k`` times δ; None for δ
             at the edited token alone.
+        attention_reading: The same for the vector at the attention's output and the keys of its
+            output projection; None gives each token as much of it as of δ.
     """
 
     request: EditRequest
     site: Site
     contexts: tuple[str, ...] = attrs.field(default=("",), converter=_texts)
     reading: Tensor | None = attrs.field(default=None, eq=False)
+    attention_reading: Tensor | None = attrs.field(default=None, eq=False)
 
     @contexts.validator
     def _check_contexts(self, _: object, value: tuple[str, ...]) -> None:
@@ -117,6 +120,8 @@ class ValueResult:
         before: v0, the site's or the block's output for the bare prompt, ``(d_out,)`` float32 on
             the CPU.
         attention: The vector that was trained along at the attention's output, if any.
+        attention_before: a0, the attention's output for the bare prompt, where there is one.
+        without_attention: The target's probability with δ alone, where there is one.
         stream_norm: Mean norm of the block's output at the edited token.
         losses: L at each iteration.
         probabilities: At each iteration the probability of the whole target, mean over contexts.
@@ -132,11 +137,20 @@ class ValueResult:
     updates: int
     already_known: bool
     attention: Tensor | None = None
+    attention_before: Tensor | None = None
+    without_attention: float | None = None
 
     @property
     def value(self) -> Tensor:
         """v* = v0 + δ, ``(d_out,)`` float64 on the CPU."""
         return self.before.double() + self.delta.double()
+
+    @property
+    def attention_value(self) -> Tensor | None:
+        """a* = a0 + its vector, ``(d_out,)`` float64 on the CPU, where there is one."""
+        if self.attention is None or self.attention_before is None:
+            return None
+        return self.attention_before.double() + self.attention.double()
 
 
 def optimise_values(
@@ -189,7 +203,7 @@ def _optimise(
     progress: Progress,
 ) -> list[ValueResult]:
     objective, known = _objective(model, site, jobs, settings)
-    clean = objective.clean
+    clean, whole = objective.clean, objective if settings.attention else None
     owners, parts, width = clean.before.shape
     unit = torch.ones_like(clean.stream_norm)
     if settings.lr_mode == "relative":
@@ -228,10 +242,22 @@ def _optimise(
                 left = [left[i] for i in going]
     finally:
         progress.finish()
+    deltas = torch.stack([one.detach() * unit[i] for i, one in enumerate(scaled)])
+    alone: Sequence[float | None] = [None] * len(jobs)
+    if whole is not None:
+        alone = _probabilities_alone(whole, deltas)
     return [
-        _result(job, scaled[i].detach() * unit[i], clean, i, traces[i], known[i])
+        _result(job, deltas[i], clean, i, traces[i], known[i], alone[i])
         for i, job in enumerate(jobs)
     ]
+
+
+@torch.no_grad()
+def _probabilities_alone(objective: Objective, deltas: Tensor) -> list[float]:
+    """Return each target's probability with the first of its vectors ``(owners, parts, d)``."""
+    first = torch.cat([deltas[:, :1], torch.zeros_like(deltas[:, 1:])], dim=1)
+    found: list[float] = objective(first).probability.tolist()
+    return found
 
 
 def _objective(
@@ -247,6 +273,7 @@ def _objective(
         [job.reading for job in jobs],
         settings.output,
         attention=settings.attention,
+        attention_readings=[job.attention_reading for job in jobs],
     )
     for i, job in enumerate(jobs):
         _require_finite(clean.before[i], job)
@@ -278,11 +305,14 @@ def _result(
     owner: int,
     trace: Sequence[tuple[float, float]],
     known: bool,
+    alone: float | None,
 ) -> ValueResult:
     _require_finite(parts, job)
     return ValueResult(
         delta=parts[0].cpu(),
         attention=parts[1].cpu() if len(parts) > 1 else None,
+        attention_before=clean.before[owner, 1].cpu() if len(parts) > 1 else None,
+        without_attention=alone,
         before=clean.before[owner, 0].cpu(),
         stream_norm=float(clean.stream_norm[owner]),
         losses=tuple(loss for loss, _ in trace),

@@ -51,6 +51,7 @@ __all__ = [
     "LayerChange",
     "LayerStatistics",
     "Solve",
+    "Stream",
     "System",
     "Target",
     "WindowEdit",
@@ -113,6 +114,23 @@ class Target:
 
 
 @attrs.frozen(eq=False, kw_only=True)
+class Stream:
+    """What is to be reached at one kind of projection.
+
+    Attributes:
+        sites: The projection of each layer of the window, from the first on.
+        targets: Z, ``(n, d)`` float64: what ``read`` is to give at the edited tokens.
+        covariances: C of each layer.
+        read: Module whose output is to reach Z.
+    """
+
+    sites: Sequence[Site]
+    targets: Tensor
+    covariances: Sequence[LayerStatistics]
+    read: str
+
+
+@attrs.frozen(eq=False, kw_only=True)
 class LayerChange:
     """The change of one layer and how it came about.
 
@@ -170,12 +188,14 @@ class WindowEdit:
     """The changes of a window.
 
     Attributes:
-        layers: One a layer, from the first on.
+        layers: One a layer and projection, in the order they were made.
         left: ‖z - h‖ of each edit after all layers changed, ``(n,)`` float64.
+        left_before: As ``left``, of the streams that were written before it.
     """
 
     layers: tuple[LayerChange, ...]
     left: Tensor
+    left_before: tuple[Tensor, ...] = ()
 
     @classmethod
     def joined(cls, parts: Sequence[WindowEdit]) -> WindowEdit:
@@ -186,6 +206,9 @@ class WindowEdit:
         return cls(
             layers=tuple(LayerChange.joined(changes) for changes in layers),
             left=torch.cat([part.left for part in parts]),
+            left_before=tuple(
+                torch.cat(lefts) for lefts in zip(*(p.left_before for p in parts), strict=True)
+            ),
         )
 
     @contextmanager
@@ -303,6 +326,7 @@ def find_targets(
     params: WindowParams,
     context: EditContext,
     covariance: LayerStatistics | None = None,
+    attention: tuple[Site, LayerStatistics] | None = None,
 ) -> list[Target]:
     """Return the values the edits are to reach at the last layer, found all together.
 
@@ -315,15 +339,27 @@ def find_targets(
         params: The window's parameters.
         context: Told the progress.
         covariance: C of the last layer; needed for ``v_insertion="rank_one"``.
+        attention: The last layer's attention output projection and its C, when it is written too.
     """
-    readings: Sequence[Tensor | None] = [None] * len(requests)
-    if params.v_insertion == "rank_one" and covariance is not None:
-        keys = averaged_keys(model, requests, site, contexts, params)  # (d_in, n)
-        solved = covariance.solve(keys)
-        readings = list((solved / (keys * solved).sum(dim=0)).T)  # r with r · k = 1
+
+    def readings(where: tuple[Site, LayerStatistics | None] | None) -> Sequence[Tensor | None]:
+        if where is None or where[1] is None or params.v_insertion != "rank_one":
+            return [None] * len(requests)
+        keys = averaged_keys(model, requests, where[0], contexts, params)  # (d_in, n)
+        solved = where[1].solve(keys)
+        return list((solved / (keys * solved).sum(dim=0)).T)  # r with r · k = 1
+
     jobs = [
-        ValueJob(request=request, site=site, contexts=tuple(contexts), reading=reading)
-        for request, reading in zip(requests, readings, strict=True)
+        ValueJob(
+            request=request,
+            site=site,
+            contexts=tuple(contexts),
+            reading=reading,
+            attention_reading=other,
+        )
+        for request, reading, other in zip(
+            requests, readings((site, covariance)), readings(attention), strict=True
+        )
     ]
     found = optimise_values(model, jobs, settings, context.progress, batch=params.value_batch)
     return [Target(value=result.value, found=result) for result in found]
@@ -420,8 +456,13 @@ def spread_targets(
     *,
     read: str | None = None,
     earlier: Mapping[str, Tensor] | None = None,
+    before: Sequence[Stream] = (),
 ) -> WindowEdit:
     """Close what is missing layer by layer; the model is left bit-identical.
+
+    With streams ``before``, each layer changes one projection after the other, theirs first. Keys
+    and what is missing are read anew for each, so a feed-forward's are those with the change of
+    its layer's attention in place.
 
     Args:
         model: The model; changes are shown as side paths meanwhile.
@@ -435,11 +476,14 @@ def spread_targets(
         context: Told the progress.
         read: Module whose output is to reach Z; None means the last layer's block.
         earlier: By module the keys ``(d_in, p)`` of edits that are to keep what they have.
+        before: Further projections of the same layers.
 
     Raises:
         EditError: A key or change is not finite, degenerate or too large.
     """
     read = read or model.family.block(sites[-1].layer)
+    last = Stream(sites=sites, targets=targets, covariances=covariances, read=read)
+    streams = (*before, last)
     bare = [
         (model.encode(request.text).ids, model.subject_position(request, sites[-1].token))
         for request in requests
@@ -448,26 +492,31 @@ def spread_targets(
     context.progress.start("writing layers", len(sites))
     try:
         with ExitStack() as shown:
-            for number, site in enumerate(sites):
-                missing = targets - states_at(model, read, bare)  # (n, d)
+            for number in range(len(sites)):
                 share = _share(len(sites) - number, params)
-                keys = averaged_keys(model, requests, site, contexts, params)
-                system = System(
-                    site=site,
-                    keys=keys,
-                    residuals=missing.T * share,
-                    covariance=covariances[number],
-                    earlier=(earlier or {}).get(site.module, NO_KEYS),
-                )
-                done.append(_layer_change(model, system, solve(system), missing, params))
-                entry = done[-1].entry
-                side = Overlay(model.module(site.module), [(entry, 1.0)])
-                shown.callback(side.remove)
-                context.progress.advance(note=f"layer {site.layer}")
-            left = (targets - states_at(model, read, bare)).norm(dim=1)
+                for stream in streams:
+                    site = stream.sites[number]
+                    missing = stream.targets - states_at(model, stream.read, bare)  # (n, d)
+                    keys = averaged_keys(model, requests, site, contexts, params)
+                    system = System(
+                        site=site,
+                        keys=keys,
+                        residuals=missing.T * share,
+                        covariance=stream.covariances[number],
+                        earlier=(earlier or {}).get(site.module, NO_KEYS),
+                    )
+                    done.append(_layer_change(model, system, solve(system), missing, params))
+                    entry = done[-1].entry
+                    side = Overlay(model.module(site.module), [(entry, 1.0)])
+                    shown.callback(side.remove)
+                context.progress.advance(note=f"layer {sites[number].layer}")
+            *left_before, left = (
+                (stream.targets - states_at(model, stream.read, bare)).norm(dim=1)
+                for stream in streams
+            )
     finally:
         context.progress.finish()
-    return WindowEdit(layers=tuple(done), left=left)
+    return WindowEdit(layers=tuple(done), left=left, left_before=tuple(left_before))
 
 
 def _share(to_come: int, params: WindowParams) -> float:
@@ -505,8 +554,17 @@ def batch_report(
 ) -> Mapping[str, Any]:  # Any: JSON values
     """Return what a patch says about how it was made, as JSON values.
 
-    Lists have one number an edit, in the order of the requests.
+    Lists have one number an edit, in the order of the requests. Where more than one kind of
+    projection changed, each layer's numbers say of which they are.
     """
+    attention: dict[str, Any] = {}  # Any: JSON values
+    alone = [target.found.without_attention for target in targets]
+    if None not in alone:
+        attention["p_target_without_attention"] = [_rounded(p) for p in alone if p is not None]
+    if edit.left_before:
+        (left,) = edit.left_before
+        attention["missing_left_attention"] = [_rounded(value) for value in left.tolist()]
+    several = len({layer.site.role for layer in edit.layers}) > 1
     before = target_probabilities(model, requests)
     with edit.shown(model):
         after = target_probabilities(model, requests)
@@ -514,6 +572,7 @@ def batch_report(
         "layers": [
             {
                 "layer": layer.site.layer,
+                **({"role": layer.site.role} if several else {}),
                 "delta_norm_relative": _rounded(layer.relative_norm),
                 "missing_mean": _rounded(float(layer.missing.mean())),
                 "condition": _rounded(layer.change.condition),
@@ -526,6 +585,7 @@ def batch_report(
         "p_target_after": [_rounded(value) for value in after],
         "p_target_with_value": [_rounded(t.found.probabilities[-1]) for t in targets],
         "updates": [target.found.updates for target in targets],
+        **attention,
     }
 
 

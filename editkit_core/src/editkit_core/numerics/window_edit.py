@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import torch
@@ -19,6 +19,7 @@ from editkit_core.numerics.history import earlier_keys, side_by_side
 from editkit_core.numerics.window import (
     LayerStatistics,
     Solve,
+    Stream,
     Target,
     WindowEdit,
     averaged_keys,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from editkit_core.numerics.value_loss import ValueSettings
     from editkit_core.patch.format import MethodRef, Patch
 
+T = TypeVar("T")
+
 __all__ = ["edit_window", "window_contexts"]
 
 
@@ -55,6 +58,7 @@ def edit_window(
     settings: ValueSettings | None = None,
     read: str | None = None,
     keys_after: bool = False,
+    attention: Sequence[Site] = (),
 ) -> Patch:
     """Find the values, write the layers one after the other, and return the patch.
 
@@ -75,6 +79,8 @@ def edit_window(
         read: Module whose output is to reach the values; None means the last layer's block.
         keys_after: Whether the evidence holds the keys of the edited model instead of those that
             each layer was solved with.
+        attention: The attention's output projections of the same layers, when they are to reach
+            the values found for them; in each layer they change first.
 
     Raises:
         RequestError: Two requests ask the same, or a prompt or target cannot be read.
@@ -87,14 +93,16 @@ def edit_window(
             covariances = window_covariances(model, sites, params, context)
         contexts = window_contexts(model, params, context)
         settings = settings or params.value_settings(seed=context.seed)
+        others = window_covariances(model, attention, params, context) if attention else []
         if params.v_insertion == "joint":
             _check_joint(sites, settings, read)
-        plan = plan_batch(model, requests, sites, contexts, settings, params)
+        written = _in_order(attention, sites)
+        plan = plan_batch(model, requests, (*attention, *sites), contexts, settings, params)
         if plan.warning:
             logging.getLogger("editkit").warning("%s", plan.warning)
         past = {
             site.module: earlier_keys(site, method.name, context.stack if params.history else ())
-            for site in sites
+            for site in written
         }
         within = _Batch(
             model=model,
@@ -106,13 +114,16 @@ def edit_window(
             params=attrs.evolve(params, value_batch=plan.value_batch),
             context=context,
             read=read,
+            attention=attention,
+            attention_covariances=others,
         )
         targets, edit = within.in_parts(requests, plan.sizes, past)
-        report = dict(batch_report(model, requests, targets, edit, covariances))
+        solved_with = _in_order(others, covariances)
+        report = dict(batch_report(model, requests, targets, edit, solved_with))
         keys = None
         if keys_after:
             with edit.shown(model):
-                keys = [averaged_keys(model, requests, site, contexts, params) for site in sites]
+                keys = [averaged_keys(model, requests, site, contexts, params) for site in written]
     if params.history:
         report["protected_edits"] = max(keys.shape[1] for keys in past.values())
     if len(plan.sizes) > 1:
@@ -145,6 +156,8 @@ class _Batch:
     params: WindowParams
     context: EditContext
     read: str | None
+    attention: Sequence[Site]
+    attention_covariances: Sequence[LayerStatistics]
 
     def in_parts(
         self, requests: Sequence[EditRequest], sizes: Sequence[int], past: Mapping[str, Tensor]
@@ -155,10 +168,8 @@ class _Batch:
         with ExitStack() as shown:
             for size in sizes:
                 earlier = {
-                    site.module: side_by_side(
-                        [past[site.module], *(edit.layers[number].keys for edit in edits)]
-                    )
-                    for number, site in enumerate(self.sites)
+                    module: side_by_side([keys, *(edit.layers[number].keys for edit in edits)])
+                    for number, (module, keys) in enumerate(past.items())
                 }
                 part = requests[len(targets) : len(targets) + size]
                 found, edit = self.compute(part, earlier)
@@ -195,6 +206,7 @@ class _Batch:
             self.params,
             self.context,
             self.covariances[-1],
+            (self.attention[-1], self.attention_covariances[-1]) if self.attention else None,
         )
         edit = spread_targets(
             self.model,
@@ -208,8 +220,26 @@ class _Batch:
             self.context,
             read=self.read,
             earlier=earlier,
+            before=[self._attention_stream(targets)] if self.attention else [],
         )
         return targets, edit
+
+    def _attention_stream(self, targets: Sequence[Target]) -> Stream:
+        """Return what the attention's output projections are to reach."""
+        values = [target.found.attention_value for target in targets]
+        return Stream(
+            sites=self.attention,
+            targets=torch.stack([value for value in values if value is not None]),
+            covariances=self.attention_covariances,
+            read=self.model.family.attention(self.attention[-1].layer),
+        )
+
+
+def _in_order(attention: Sequence[T], downs: Sequence[T]) -> list[T]:
+    """Return what belongs to the projections of each layer in the order they are written."""
+    if not attention:
+        return list(downs)
+    return [one for pair in zip(attention, downs, strict=True) for one in pair]
 
 
 def _check_joint(sites: Sequence[Site], settings: ValueSettings, read: str | None) -> None:

@@ -13,6 +13,7 @@ from editkit_core.params import unstructure
 from editkit_core.patch.digests import stack_digest
 from editkit_core.patch.fingerprint import base_fingerprint
 from editkit_core.patch.format import Evidence, MethodRef, Patch
+from editkit_core.patch.kinds.arrays import Float32Array
 from editkit_core.types import EditContext, EditRequest
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def window_patch(
         keys: K ``(d_in, n)`` of each layer to store as evidence; None takes those solved with.
     """
     stored = [layer.keys for layer in edit.layers] if keys is None else keys
-    values = torch.stack([target.value for target in targets]).float().numpy()  # (n, d)
+    written = _values([target.value for target in targets])
+    attention = [target.found.attention_value for target in targets]
     return Patch.from_parts(
         entries=[layer.entry for layer in edit.layers],
         method=method,
@@ -59,9 +61,18 @@ def window_patch(
         seed=context.seed,
         contexts=contexts,
         evidence=[
-            Evidence(module=layer.site.module, keys=key.T.float().numpy(), values=values)
+            Evidence(
+                module=layer.site.module,
+                keys=key.T.float().numpy(),
+                values=_values(attention) if layer.site.role == "attn_out" else written,
+            )
             for layer, key in zip(edit.layers, stored, strict=True)
         ],
         metrics=metrics,
         computed_on=stack_digest(context.stack),
     )
+
+
+def _values(each: Sequence[Tensor | None]) -> Float32Array:
+    """Return one value an edit, ``(n, d)``."""
+    return torch.stack([value for value in each if value is not None]).float().numpy()

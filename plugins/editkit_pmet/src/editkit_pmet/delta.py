@@ -1,12 +1,22 @@
 """PMET's change: MEMIT's solve for values of the feed-forward's own output.
 
-At the last layer one vector is trained at the attention's output and one at the feed-forward's;
-only what the second reaches is written. Each layer takes 1/√q of what is missing, q layers to come.
+At the last layer one vector is trained at the attention's output and one at the feed-forward's.
+By default only the second is written. Each layer takes 1/√q of what is missing, q layers to come.
+
+With ``write_attention`` the first is written to the attention's output projections likewise::
+
+    R_a = (Z_a - A) / √q       Z_a = a0 + its vector, A: the attention's output at the last layer
+    Δ_a = R_a K_aᵀ (λ C_a + K_a K_aᵀ)⁻¹       K_a, C_a: keys of that projection and their statistics
+
+In a layer attention is written first, and the feed-forward's keys and residuals are read with that
+change in place, for in most models a feed-forward reads what its layer's attention gives. In a
+parallel block (GPT-J) its keys are the same before and after.
 
 Source: Li et al. 2024, "PMET: Precise Model Editing in a Transformer", section 4.
 Differs: That the target is said at all places is told by its being the likeliest token there, not
     by two probabilities being equal; the rest as in MEMIT. The patch says how probable the target
-    is with the values and without the attention's, which the paper does not report.
+    is with both values and with the feed-forward's alone, which the paper does not report. The
+    authors' code writes the projections of a layer in the order of its configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +39,7 @@ def compute_delta(
     params: PmetParams,
     context: EditContext,
 ) -> Patch:
-    """Return a patch with one entry a layer; the model is left bit-identical.
+    """Return a patch with an entry for each site; the model is left bit-identical.
 
     Raises:
         RequestError: Two requests ask the same, or a prompt or target cannot be read.
@@ -46,10 +56,11 @@ def compute_delta(
             earlier=system.earlier,
         )
 
+    downs = [site for site in sites if site.role == "mlp_down"]
     return edit_window(
         model,
         requests,
-        sites,
+        downs,
         solve,
         params=params,
         context=context,
@@ -62,5 +73,6 @@ def compute_delta(
             said_damping=params.said_damping,
             said_kl_stop=params.said_kl_stop,
         ),
-        read=sites[-1].module,
+        read=downs[-1].module,
+        attention=[site for site in sites if site.role == "attn_out"],
     )

@@ -1,4 +1,7 @@
-"""Where PMET edits: the feed-forward down projections of a window of layers."""
+"""Where PMET edits: the feed-forward down projections of a window of layers.
+
+With ``write_attention`` also the attention's output projections of these layers.
+"""
 
 from __future__ import annotations
 
@@ -15,5 +18,18 @@ def locate(
     params: PmetParams,
     context: EditContext,
 ) -> tuple[Site, ...]:
-    """Return the window's sites, from the first layer on; see :func:`.window_sites`."""
-    return window_sites(model, requests, params, context, method="PMET")
+    """Return the window's sites in the order they are written, from the first layer on.
+
+    In a layer the attention's comes first. See :func:`.window_sites`.
+
+    Raises:
+        UnsupportedModelError: The family does not say where the attention's projection is.
+    """
+    sites = window_sites(model, requests, params, context, method="PMET")
+    if not params.write_attention:
+        return sites
+    return tuple(
+        model.site(site.layer, site.token, role=role)
+        for site in sites
+        for role in ("attn_out", "mlp_down")
+    )

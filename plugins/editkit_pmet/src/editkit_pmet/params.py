@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from editkit_core.errors import InvalidParameterError
 from editkit_core.numerics.window_params import Spread, WindowParams
 from editkit_core.validators import number, one_of
 
@@ -19,9 +20,12 @@ class PmetParams(WindowParams):
             places. Source: the authors' code.
         said_kl_stop: While it does, the optimisation stops at a KL of at most this. Source: the
             authors' code.
-        attention_values: Whether a second vector at the attention's output is trained along; it is
-            not written, so that the feed-forward's need not do what attention does. Source: Li et
-            al. 2024, section 4.
+        attention_values: Whether a second vector at the attention's output is trained along, so
+            that the feed-forward's need not do what attention does. Source: Li et al. 2024,
+            section 4.
+        write_attention: Whether that vector is written too, to the attention's output projection
+            of every layer, with key statistics of its own; needs ``attention_values``, and not with
+            ``v_insertion=joint``. Source: the authors' code.
     """
 
     spread: Spread = attrs.field(default="sqrt", validator=one_of("linear", "sqrt"))
@@ -29,3 +33,18 @@ class PmetParams(WindowParams):
     said_damping: float = attrs.field(default=0.1, validator=number(low=0, high=1))
     said_kl_stop: float | None = attrs.field(default=0.01, validator=number(low=0))
     attention_values: bool = True
+    write_attention: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.write_attention and not self.attention_values:
+            raise InvalidParameterError(
+                "write_attention writes the values that are found for attention, and "
+                "attention_values is False. Set attention_values=true.",
+                parameter="write_attention",
+            )
+        if self.write_attention and self.v_insertion == "joint":
+            raise InvalidParameterError(
+                "v_insertion=joint trains the change of a feed-forward alone, and write_attention "
+                "is True. Set v_insertion=token or v_insertion=rank_one.",
+                parameter="v_insertion",
+            )

@@ -10,6 +10,7 @@ import click
 from editkit_core.cli.commands.stats.merging import merge
 from editkit_core.cli.options import optional_model_options
 from editkit_core.cli.output import json_option, print_json, progress_bar
+from editkit_core.models.families import ROLES, Role
 
 if TYPE_CHECKING:
     from editkit_core.cli.commands.stats.working import Loaded
@@ -21,6 +22,15 @@ _REQUIRED = ("model", "layers", "corpus")
 @click.group("stats", invoke_without_command=True, subcommand_metavar="[merge …]")
 @optional_model_options
 @click.option("--layer", "layers", type=int, multiple=True, help="May be repeated: one pass.")
+@click.option(
+    "--role",
+    "roles",
+    type=click.Choice(ROLES),
+    multiple=True,
+    default=("mlp_down",),
+    show_default=True,
+    help="The feed-forward's down projection or the attention's output projection; or both.",
+)
 @click.option(
     "--corpus",
     help="Text: .txt by paragraphs, .jsonl with a text field, or hub:OWNER/NAME#CONFIG/SPLIT.",
@@ -60,6 +70,7 @@ def command(
     context: click.Context,
     /,
     layers: tuple[int, ...],
+    roles: tuple[Role, ...],
     corpus: str | None,
     documents: int | None,
     max_tokens: int | None,
@@ -87,6 +98,7 @@ def command(
     work = Work(
         model=model,
         layers=layers,
+        roles=roles,
         corpus=str(corpus),
         documents=documents,
         max_tokens=max_tokens,
@@ -123,6 +135,7 @@ def _report(loaded: Loaded, made: tuple[KeyMoments, ...], *, as_json: bool) -> N
     rows = [
         {
             "layer": moments.key.layer,
+            "role": site.role,
             "module": moments.key.module,
             "tokens": moments.count,
             "documents": moments.documents,
@@ -132,15 +145,16 @@ def _report(loaded: Loaded, made: tuple[KeyMoments, ...], *, as_json: bool) -> N
             "error": moments.error,
             "warning": quality_warning(moments),
         }
-        for moments in made
+        for site, moments in zip(loaded.sites, made, strict=True)
     ]
     if as_json:
         print_json(rows)
         return
     for row, moments in zip(rows, made, strict=True):
+        which = "" if row["role"] == "mlp_down" else ", attention"
         click.echo(
-            f"Layer {row['layer']}: {row['tokens']:,} tokens of {row['documents']:,} documents, "
-            f"{row['d_in']} x {row['d_in']}, in {row['folder']}."
+            f"Layer {row['layer']}{which}: {row['tokens']:,} tokens of {row['documents']:,} "
+            f"documents, {row['d_in']} x {row['d_in']}, in {row['folder']}."
         )
         if loaded.work.quick:
             click.echo(error_note(moments))

@@ -64,9 +64,11 @@ def merge(parts: tuple[Path, ...], out: Path, dry_run: bool, as_json: bool) -> N
         return
     for row in rows:
         where = f"would go into {out}" if dry_run else f"in {row['path']}"
+        several = sum(other["layer"] == row["layer"] for other in rows) > 1
+        which = f" ({row['module']})" if several else ""
         click.echo(
-            f"Layer {row['layer']}: {row['tokens']:,} tokens of {row['documents']:,} documents "
-            f"({row['corpus']}), {where}."
+            f"Layer {row['layer']}{which}: {row['tokens']:,} tokens of {row['documents']:,} "
+            f"documents ({row['corpus']}), {where}."
         )
         if row["warning"]:
             click.echo(f"Warning: {row['warning']}", err=True)

@@ -20,6 +20,7 @@ from editkit_core.types import Progress, SilentProgress, Site
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
+    from editkit_core.models.families import Role
     from editkit_core.numerics.corpus import Corpus
     from editkit_core.numerics.moments import KeyMoments
     from editkit_core.numerics.moments_group import Group
@@ -37,6 +38,7 @@ class Work:
     Attributes:
         model: The model options.
         layers: Layers to read.
+        roles: Which of their projections: those that ``site.role`` names.
         corpus: A file or a place on the hub.
         documents: Documents to read at most, or None.
         max_tokens: Tokens to stop after, or None.
@@ -49,6 +51,7 @@ class Work:
 
     model: Mapping[str, Any]  # Any: the model options as click gives them
     layers: tuple[int, ...]
+    roles: tuple[Role, ...]
     corpus: str
     documents: int | None
     max_tokens: int | None
@@ -74,7 +77,11 @@ class Work:
             work=self,
             model=model,
             corpus=corpus,
-            sites=tuple(model.site(layer) for layer in dict.fromkeys(self.layers)),
+            sites=tuple(
+                model.site(layer, role=role)
+                for layer in dict.fromkeys(self.layers)
+                for role in dict.fromkeys(self.roles)
+            ),
             store=StatisticsStore(self.out or default_folder()),
         )
 
