@@ -23,7 +23,7 @@ from editkit_core.numerics.corpus import Corpus
 from editkit_core.numerics.covariance import sampled_corpus
 from editkit_core.numerics.moments import collect_moments
 from editkit_core.numerics.moments_store import StatisticsStore
-from editkit_core.numerics.window import check_batch
+from editkit_core.numerics.window_batch import check_batch
 from editkit_core.testing.models import tiny_tokenizer
 from editkit_core.types import EditRequest
 

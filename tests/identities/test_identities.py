@@ -14,7 +14,7 @@ from editkit_core import EditContext, EditRequest, Patch
 from editkit_core.numerics.batch_solve import batch_change
 from editkit_core.numerics.covariance import Covariance
 from editkit_core.numerics.solve import factor_spd
-from editkit_core.numerics.window import System
+from editkit_core.numerics.window_change import System
 from editkit_core.numerics.window_params import WindowParams
 from editkit_core.testing.models import TINY_FAMILIES, tiny_model
 from editkit_core.types import Site

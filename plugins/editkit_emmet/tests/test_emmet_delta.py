@@ -13,7 +13,7 @@ from editkit_core import EditContext, EditRequest
 from editkit_core.errors import IllConditionedError
 from editkit_core.numerics.covariance import Covariance
 from editkit_core.numerics.solve import factor_spd
-from editkit_core.numerics.window import System
+from editkit_core.numerics.window_change import System
 from editkit_core.testing.models import tiny_model
 from editkit_core.types import Site
 from editkit_emmet.delta import compute_delta, constrained_change

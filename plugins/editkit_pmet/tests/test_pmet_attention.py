@@ -24,7 +24,8 @@ from editkit_core.numerics.moments import collect_all_moments
 from editkit_core.numerics.moments_store import StatisticsStore
 from editkit_core.numerics.states import states_at
 from editkit_core.numerics.value_opt import ValueJob, optimise_values
-from editkit_core.numerics.window import Stream, System, WindowEdit, spread_targets
+from editkit_core.numerics.window import spread_targets
+from editkit_core.numerics.window_change import Stream, System, WindowEdit
 from editkit_core.numerics.window_edit import window_contexts
 from editkit_core.patch.apply import apply_patch
 from editkit_core.testing.models import TINY_FAMILIES, tiny_model

@@ -16,22 +16,12 @@ from editkit_core.numerics.batch_memory import plan_batch
 from editkit_core.numerics.contexts import sample_contexts
 from editkit_core.numerics.evaluating import evaluating
 from editkit_core.numerics.history import earlier_keys, side_by_side
-from editkit_core.numerics.window import (
-    LayerStatistics,
-    Solve,
-    Stream,
-    Target,
-    WindowEdit,
-    averaged_keys,
-    batch_report,
-    check_batch,
-    find_targets,
-    spread_targets,
-    train_jointly,
-    window_covariances,
-)
+from editkit_core.numerics.window import averaged_keys, find_targets, spread_targets, train_jointly
+from editkit_core.numerics.window_batch import check_batch, window_covariances
+from editkit_core.numerics.window_change import LayerStatistics, Solve, Stream, Target, WindowEdit
 from editkit_core.numerics.window_params import WindowParams
 from editkit_core.numerics.window_patch import window_patch
+from editkit_core.numerics.window_report import batch_report
 from editkit_core.types import EditContext, EditRequest, Site
 
 if TYPE_CHECKING:

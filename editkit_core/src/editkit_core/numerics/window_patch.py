@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from editkit_core.numerics.window import Target, WindowEdit
+from editkit_core.numerics.window_change import Target, WindowEdit
 from editkit_core.params import unstructure
 from editkit_core.patch.digests import stack_digest
 from editkit_core.patch.fingerprint import base_fingerprint

@@ -25,7 +25,7 @@ from editkit_alphaedit.params import AlphaEditParams
 from editkit_core import EditableModel, EditContext, EditRequest, Patch, Site
 from editkit_core.numerics.batch_solve import Change, batch_change
 from editkit_core.numerics.null_space import NullSpace, load_null_spaces
-from editkit_core.numerics.window import LayerStatistics, System
+from editkit_core.numerics.window_change import LayerStatistics, System
 from editkit_core.numerics.window_edit import edit_window
 from editkit_core.patch.format import MethodRef
 

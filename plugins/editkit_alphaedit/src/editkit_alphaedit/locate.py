@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from editkit_alphaedit.params import AlphaEditParams
 from editkit_core import EditableModel, EditContext, EditRequest, Site
-from editkit_core.numerics.window import window_sites
+from editkit_core.numerics.window_batch import window_sites
 
 
 def locate(

@@ -21,7 +21,7 @@ from typing import Any
 from editkit_core import EditableModel, EditContext, EditRequest, Patch, Site
 from editkit_core.errors import IllConditionedError
 from editkit_core.numerics.batch_solve import Change, batch_change
-from editkit_core.numerics.window import System
+from editkit_core.numerics.window_change import System
 from editkit_core.numerics.window_edit import edit_window
 from editkit_core.patch.format import MethodRef
 from editkit_emmet import __version__

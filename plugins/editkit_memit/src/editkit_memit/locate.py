@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from editkit_core import EditableModel, EditContext, EditRequest, Site
-from editkit_core.numerics.window import window_sites
+from editkit_core.numerics.window_batch import window_sites
 from editkit_memit.params import MemitParams
 
 

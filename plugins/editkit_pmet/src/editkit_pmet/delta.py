@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from editkit_core import EditableModel, EditContext, EditRequest, Patch, Site
 from editkit_core.numerics.batch_solve import Change, batch_change
-from editkit_core.numerics.window import System
+from editkit_core.numerics.window_change import System
 from editkit_core.numerics.window_edit import edit_window
 from editkit_core.patch.format import MethodRef
 from editkit_pmet import __version__
