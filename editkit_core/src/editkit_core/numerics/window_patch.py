@@ -59,7 +59,9 @@ def window_patch(
         seed=context.seed,
         contexts=contexts,
         evidence=[
-            Evidence(module=layer.site.module, keys=key.T.float().numpy(), values=values)
+            Evidence(
+                module=layer.site.module, keys=key.T.float().numpy(), values=values, exact=True
+            )
             for layer, key in zip(edit.layers, stored, strict=True)
         ],
         metrics=metrics,
