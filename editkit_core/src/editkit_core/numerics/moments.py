@@ -325,12 +325,10 @@ def keys_in_batches(
         batch = pad_batch(order[first : first + batch_size], model.pad_id, device=model.device)
         with torch.no_grad(), record(model.model, modules, inputs=True, stop=True) as seen:
             model.logits(batch)
-        real = batch.attention_mask.bool()
-        whole = bool(real.all())
-        yield tuple(
-            seen[name].flatten(0, 1) if whole else seen[name][real.to(seen[name].device)]
-            for name in modules
-        )  # (rows, len, d_in) -> (n, d_in)
+        real = batch.attention_mask.flatten().nonzero()[:, 0]
+        found = [seen[name].flatten(0, 1) for name in modules]  # (rows, len, d_in) -> (n, d_in)
+        whole = len(real) == batch.attention_mask.numel()
+        yield tuple(keys if whole else keys.index_select(0, real.to(keys.device)) for keys in found)
 
 
 @attrs.define

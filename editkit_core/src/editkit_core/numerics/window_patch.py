@@ -65,6 +65,7 @@ def window_patch(
                 module=layer.site.module,
                 keys=key.T.float().numpy(),
                 values=_values(attention) if layer.site.role == "attn_out" else written,
+                exact=True,
             )
             for layer, key in zip(edit.layers, stored, strict=True)
         ],

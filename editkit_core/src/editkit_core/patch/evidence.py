@@ -24,7 +24,8 @@ _MOST_F16 = float(np.finfo(np.float16).max)
 class Evidence:
     """The keys an edit was made for, to compute crosstalk with other patches.
 
-    They are for comparing, which needs three digits: a file holds them as float16 where they fit.
+    For comparing, which needs three digits, a file holds them as float16 where they fit. Those
+    that a batch was solved with are exact: with them it can be solved again without an edit.
 
     n: edits, in the order of ``header.edits``; d_in, d_out: sides of the weight.
 
@@ -32,6 +33,7 @@ class Evidence:
         module: The edited module's path.
         keys: Key of each edit (n, d_in), float32.
         values: Value of each edit (n, d_out), float32, or None.
+        exact: Whether a file holds the keys as float32.
     """
 
     module: str
@@ -39,6 +41,7 @@ class Evidence:
     values: Float32Array | None = attrs.field(
         default=None, converter=attrs.converters.optional(float_matrix)
     )
+    exact: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.values is not None and len(self.values) != len(self.keys):
@@ -49,8 +52,8 @@ class Evidence:
 
     def tensors(self) -> dict[str, np.ndarray[Any, Any]]:  # Any: element type and shape
         """Return the arrays to store, by field."""
-        held = {"keys": self.keys, "values": self.values}
-        return {name: _short(array) for name, array in held.items() if array is not None}
+        held = {"keys": self.keys if self.exact else _short(self.keys)}
+        return held if self.values is None else held | {"values": _short(self.values)}
 
 
 def _short(array: Float32Array) -> np.ndarray[Any, Any]:  # Any: element type and shape

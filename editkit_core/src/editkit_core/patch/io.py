@@ -188,7 +188,9 @@ def _assemble(
             part = f"evidence {i}"
             optional = {k: d for k, d in _EVIDENCE_DTYPES.items() if f"evidence.{i}.{k}" in arrays}
             wanted = {"keys": _EVIDENCE_DTYPES["keys"], **optional}
-            blocks.append(Evidence(module=module, **_take(arrays, f"evidence.{i}.", wanted)))
+            taken = _take(arrays, f"evidence.{i}.", wanted)
+            exact = taken["keys"].dtype == np.float32
+            blocks.append(Evidence(module=module, exact=exact, **taken))
         part = "canary"
         has_canary = any(name.startswith("canary.") for name in arrays)
         canary = Canary(**_take(arrays, "canary.", _CANARY_DTYPES)) if has_canary else None

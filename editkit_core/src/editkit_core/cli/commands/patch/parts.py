@@ -130,34 +130,60 @@ def split(
 @file_argument
 @click.argument("edits", metavar="EDIT...", nargs=-1, required=True)
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The new file.")
+@click.option(
+    "--approximate",
+    is_flag=True,
+    help="Of a batch, leave the rows of the other edits as they are instead of solving again.",
+)
 @force_option
 @dry_run_option
 @json_option
 def drop(
-    file: Path, edits: tuple[str, ...], out: Path, force: bool, dry_run: bool, as_json: bool
+    file: Path,
+    edits: tuple[str, ...],
+    out: Path,
+    approximate: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Write a codebook patch without some of its edits; the others answer as before.
+    """Write a codebook patch, or that of a batch, without some of its edits.
 
-    An EDIT is a request's id, its subject, or its number in `editkit patch show`. The new patch
-    replaces the old one where both are in a stack.
+    An EDIT is a request's id, its subject, or its number in `editkit patch show`. Other prompts of
+    a codebook are answered as before. A batch is solved again without the edit, from what the file
+    holds. The new patch replaces the old one where both are in a stack.
     """
-    from editkit_core.patch.dropping import edit_named, without
+    from editkit_core.patch.dropping import DROPPED, edit_named, without
     from editkit_core.patch.io import to_pieces
 
     patch = read_patch(file)
     gone = [edit_named(patch, _numbered(edit)) for edit in edits]
-    rest = without(patch, gone)
+    rest = without(patch, gone, approximate=approximate)
     if not dry_run:
         rest.save(out, force=force)
     told = _told(out, rest, sum(map(len, to_pieces(rest))))
     told |= {"edits": len(rest.header.edits), "dropped": [edit.id or edit.text for edit in gone]}
+    record: Any = rest.header.metrics.get(DROPPED)  # Any: JSON values
+    if record:
+        told["how"] = record[-1]
     if as_json:
         print_json({"dry_run": dry_run, **told})
         return
     for edit in gone:
         echo(f"{'Would drop' if dry_run else 'Dropped'} {edit.text} -> {edit.target_new}")
+    if record:
+        click.echo(_how(record[-1]))
     verb = "Would write" if dry_run else "Wrote"
     echo(f"{verb} {out} ({human_bytes(told['bytes'])}): {told['edits']} edits in {rest.id}.")
+
+
+def _how(record: Any) -> str:  # Any: JSON values
+    effect = f"What the change gives at their keys differs by {max(record['effect']):.2g} of it"
+    if "error" in record:
+        return (
+            f"Solved again for the others, to {max(record['error']):.1g} of the change. {effect}."
+        )
+    return f"Left the others' rows as they are. {effect}; the dropped keys stay protected."
 
 
 def _numbered(edit: str) -> str:
