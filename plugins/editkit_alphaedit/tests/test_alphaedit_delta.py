@@ -181,7 +181,7 @@ def test_history_can_be_left_out(folder: Path) -> None:
     model = tiny_model("gpt2")
     first = edit(model, NORWAY, folder)
     context = EditContext(statistics_dir=folder, stack=(first,))
-    params = attrs.evolve(PARAMS, history="none")
+    params = attrs.evolve(PARAMS, history=False)
     sites = locate(model, [BRAZIL], params, context)
     free = compute_delta(model, [BRAZIL], sites, params, context)
     alone = edit(model, BRAZIL, folder)

@@ -218,9 +218,7 @@ def test_history_protects_the_keys_of_earlier_patches() -> None:
     context = EditContext(stack=(first,))
     sites = locate(model, REQUESTS[1:], params, context)
     free = compute_delta(model, REQUESTS[1:], sites, params, context)
-    held = compute_delta(
-        model, REQUESTS[1:], sites, attrs.evolve(params, history="averaged"), context
-    )
+    held = compute_delta(model, REQUESTS[1:], sites, attrs.evolve(params, history=True), context)
     assert held.header.metrics["protected_edits"] == 1
     assert "protected_edits" not in free.header.metrics
     key = torch.from_numpy(np.array(first.evidence[0].keys[0])).double()

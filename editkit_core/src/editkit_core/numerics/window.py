@@ -48,13 +48,7 @@ if TYPE_CHECKING:
     from editkit_core.numerics.value_loss import ValueSettings
     from editkit_core.numerics.window_params import WindowParams
 
-__all__ = [
-    "averaged_keys",
-    "find_targets",
-    "spread_targets",
-    "train_jointly",
-    "weighted_keys",
-]
+__all__ = ["averaged_keys", "find_targets", "spread_targets", "train_jointly"]
 
 
 def find_targets(
@@ -161,38 +155,26 @@ def averaged_keys(
 
     That is half the bare prompt's and half the mean over the other contexts.
     """
-    keys, weights = weighted_keys(model, requests, site, contexts, params)
-    return torch.einsum("nmd,m->dn", keys, weights)
-
-
-def weighted_keys(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    site: Site,
-    contexts: Sequence[str],
-    params: WindowParams,
-) -> tuple[Tensor, Tensor]:
-    """Return the keys of each edit's texts, and how much each text counts.
-
-    Returns:
-        Keys ``(n, m, d_in)`` and weights ``(m,)`` that sum to 1, float64 on the CPU; m is the
-        number of contexts, or twice that when mentions count beside prompts.
-    """
-    found, n = [], len(requests)
+    by_kind = []
     if params.key_from in ("prompt", "both"):
         places = []
         for request in requests:
             pairs = context_pairs(model, request, contexts)
             for pair, before in zip(pairs, contexts, strict=True):
                 places.append((pair.ids, edited_position(pair, request, site, before)))
-        found.append(keys_at(model, site, places).reshape(n, len(contexts), -1))
+        by_kind.append(_halved(keys_at(model, site, places), len(requests)))
     if params.key_from in ("mention", "both"):
         keys = [mention_keys(model, site, request.subject, contexts) for request in requests]
-        found.append(torch.stack(keys))  # (n, contexts, d_in)
-    others = max(len(contexts) - 1, 1)
-    one = torch.full((len(contexts),), 0.5 / others, dtype=torch.float64)
-    one[0] = 0.5 if len(contexts) > 1 else 1.0
-    return torch.cat(found, dim=1), torch.cat([one] * len(found)) / len(found)
+        by_kind.append(_halved(torch.cat(keys), len(requests)))
+    return torch.stack(by_kind).mean(dim=0).T
+
+
+def _halved(keys: Tensor, n: int) -> Tensor:
+    """Average ``keys (n · contexts, d_in)``, the bare one first, to ``(n, d_in)``."""
+    grouped = keys.reshape(n, -1, keys.shape[1])
+    if grouped.shape[1] == 1:
+        return grouped[:, 0]
+    return (grouped[:, 0] + grouped[:, 1:].mean(dim=1)) / 2
 
 
 def spread_targets(

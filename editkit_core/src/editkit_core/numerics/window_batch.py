@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
 from editkit_core.errors import InvalidRequestError, UnsupportedModelError
 from editkit_core.numerics.covariance import Covariance, load_covariances
-from editkit_core.numerics.history import NO_KEYS, earlier_keys, side_by_side
-from editkit_core.numerics.window import weighted_keys
 from editkit_core.types import EditContext, EditRequest, Site
 
 if TYPE_CHECKING:
     from editkit_core.models.editable import EditableModel
     from editkit_core.numerics.window_params import WindowParams
 
-__all__ = ["check_batch", "protected_keys", "window_covariances", "window_sites"]
+__all__ = ["check_batch", "window_covariances", "window_sites"]
 
 
 def check_batch(
@@ -114,27 +110,3 @@ def window_covariances(
         progress=context.progress,
         memo=context.memo,
     )
-
-
-def protected_keys(
-    model: EditableModel, site: Site, method: str, params: WindowParams, context: EditContext
-) -> Tensor:
-    """Return K_p, the keys of the method's patches that are on the model, by ``history``.
-
-    Returns:
-        ``(d_in, p)`` float64 on the CPU; p is 0 when nothing is to be protected.
-    """
-    if params.history == "none":
-        return NO_KEYS
-    if params.history == "averaged":
-        return earlier_keys(site, method, context.stack)
-    found = NO_KEYS
-    for patch in context.stack:
-        header = patch.header
-        if header.method.name != method or site.parameter not in header.base.tensors:
-            continue
-        texts = header.contexts or ("",)
-        keys, weights = weighted_keys(model, header.edits, site, texts, params)
-        each = (keys * weights.sqrt()[:, None]).flatten(0, 1).T  # (d_in, n · m)
-        found = side_by_side([found, each])
-    return found

@@ -15,9 +15,9 @@ from editkit_core.errors import InvalidParameterError
 from editkit_core.numerics.batch_memory import plan_batch
 from editkit_core.numerics.contexts import sample_contexts
 from editkit_core.numerics.evaluating import evaluating
-from editkit_core.numerics.history import side_by_side
+from editkit_core.numerics.history import earlier_keys, side_by_side
 from editkit_core.numerics.window import averaged_keys, find_targets, spread_targets, train_jointly
-from editkit_core.numerics.window_batch import check_batch, protected_keys, window_covariances
+from editkit_core.numerics.window_batch import check_batch, window_covariances
 from editkit_core.numerics.window_change import LayerStatistics, Solve, Stream, Target, WindowEdit
 from editkit_core.numerics.window_params import WindowParams
 from editkit_core.numerics.window_patch import window_patch
@@ -91,7 +91,7 @@ def edit_window(
         if plan.warning:
             logging.getLogger("editkit").warning("%s", plan.warning)
         past = {
-            site.module: protected_keys(model, site, method.name, params, context)
+            site.module: earlier_keys(site, method.name, context.stack if params.history else ())
             for site in written
         }
         within = _Batch(
@@ -114,9 +114,8 @@ def edit_window(
         if keys_after:
             with edit.shown(model):
                 keys = [averaged_keys(model, requests, site, contexts, params) for site in written]
-    if params.history != "none":
-        own = [patch for patch in context.stack if patch.header.method.name == method.name]
-        report["protected_edits"] = sum(len(patch.header.edits) for patch in own)
+    if params.history:
+        report["protected_edits"] = max(keys.shape[1] for keys in past.values())
     if len(plan.sizes) > 1:
         params = attrs.evolve(params, edits_at_once=plan.part)
         report["parts"] = list(plan.sizes)

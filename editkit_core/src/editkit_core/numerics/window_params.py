@@ -87,10 +87,8 @@ class WindowParams:
             patch made in parts says how many. Source: ours.
         memory_gb: Most memory, in 10⁹ bytes, that an edit may take beside the model and its
             statistics, as far as an estimate goes; none takes 80 % of what is free. Source: ours.
-        history: What of the method's earlier patches on the model is protected, so that the change
-            is about 0 there: ``none``; ``averaged``: the key of each edit, as its patch holds it;
-            ``each``: the keys of all its texts, read again, together counting as one.
-            Source: Fang et al. 2025 has the second; the third is ours.
+        history: Whether keys of earlier patches of the method on the model are protected: the
+            change is to be 0 on them. They come from these patches. Source: Fang et al. 2025.
         duplicates: Requests about one fact in one batch: ``refuse`` them, or ``keep_last`` takes
             the last of them. Source: ours.
         max_rel_norm: Refuse a change larger than this share of a weight, in Frobenius norm; none
@@ -141,9 +139,7 @@ class WindowParams:
     value_batch: int = attrs.field(default=8, validator=whole(1))
     edits_at_once: int | None = attrs.field(default=None, validator=whole(1))
     memory_gb: float | None = attrs.field(default=None, validator=number(above=0))
-    history: Literal["none", "averaged", "each"] = attrs.field(
-        default="none", validator=one_of("none", "averaged", "each")
-    )
+    history: bool = False
     duplicates: Literal["refuse", "keep_last"] = attrs.field(
         default="refuse", validator=one_of("refuse", "keep_last")
     )

@@ -30,9 +30,7 @@ class AlphaEditParams(WindowParams):
     null_threshold: float = attrs.field(default=0.02, validator=number(above=0))
     null_energy: float = attrs.field(default=0.05, validator=number(above=0, high=1))
     ridge: float = attrs.field(default=10.0, validator=number(low=0))
-    history: Literal["none", "averaged", "each"] = attrs.field(
-        default="averaged", validator=one_of("none", "averaged", "each")
-    )
+    history: bool = True
     covariance: Literal["required", "auto"] = attrs.field(
         default="auto", validator=one_of("required", "auto")
     )
