@@ -14,7 +14,8 @@ optimised at one token, as in the papers, are the tokens before it left as they 
 
     scripts/bench edits [--models demo 124M] [--methods rome memit] [--counts 1 8 32 100]
                         [--plain 1] [--threads 1] [--insertion token] [--stops] [--json FILE]
-    scripts/bench edits --peak [...]    the peak of resident memory instead, each in a new process
+    scripts/bench edits --peak [--target-words 24]
+                                        the peak of resident memory instead, each in a new process
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--stops", action="store_true", help="the random model may stop early")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--peak", action="store_true", help="measure memory instead")
+    parser.add_argument("--target-words", type=int, default=2, help="of the random model")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -125,7 +127,15 @@ def main() -> None:
         judge(rows)
 
 
-def case(name: str, method: str, count: int, insertion: str | None = None, *, stops: bool) -> Case:
+def case(
+    name: str,
+    method: str,
+    count: int,
+    insertion: str | None = None,
+    *,
+    stops: bool,
+    target_words: int = 2,
+) -> Case:
     """Load a model with what an edit of it needs."""
     model = load(name)
     params = Editor(model).resolve_params(method).params
@@ -140,7 +150,7 @@ def case(name: str, method: str, count: int, insertion: str | None = None, *, st
         params=params,
         sites=tuple(model.site(layer, params.fact_token) for layer in layers),
         statistics=statistics_of(name, model, layers),
-        requests=requests_for(name, count),
+        requests=requests_for(name, count, target_words),
     )
 
 
@@ -225,7 +235,8 @@ def peaks(name: str, method: str, options: argparse.Namespace) -> Iterator[dict[
     """Measure the peak of one edit and of a batch, each in a process of its own."""
     counts = [count for count in options.counts if count in (1, 8)] or options.counts[:1]
     for count in counts if method == "memit" else counts[:1]:
-        code = f"import edits; edits.peak({name!r}, {method!r}, {count}, {options.threads})"
+        asked = (name, method, count, options.threads, options.target_words)
+        code = f"import edits; edits.peak{asked!r}"
         ran = subprocess.run(
             [sys.executable, "-c", code],
             cwd=Path(__file__).parent,
@@ -236,10 +247,10 @@ def peaks(name: str, method: str, options: argparse.Namespace) -> Iterator[dict[
         yield json.loads(ran.stdout.splitlines()[-1])
 
 
-def peak(name: str, method: str, count: int, threads: int) -> None:
+def peak(name: str, method: str, count: int, threads: int, target_words: int) -> None:
     """Print the peak of an edit above what the loaded model takes, as JSON."""
     torch.set_num_threads(threads)
-    it = case(name, method, count, stops=False)
+    it = case(name, method, count, stops=False, target_words=target_words)
     statistics = sum(moment.nbytes for moment in it.statistics.moments.values())
     it.statistics.moments.clear()
     with peak_bytes() as found:
@@ -251,6 +262,7 @@ def peak(name: str, method: str, count: int, threads: int) -> None:
                 "model": name,
                 "method": method,
                 "edits": count,
+                "target words": target_words,
                 "model MB": model / 1e6,
                 "statistics MB": statistics / 1e6,
                 "peak MB": found["peak"] / 1e6,

@@ -51,13 +51,20 @@ def small_gpt2() -> EditableModel:
     return EditableModel.wrap(model, tokenizer, name="random-gpt2-small")
 
 
-def requests_for(name: str, count: int) -> list[EditRequest]:
-    """Return as many facts, no two about the same."""
+def requests_for(name: str, count: int, target_words: int = 2) -> list[EditRequest]:
+    """Return as many facts, no two about the same; the random model's targets are as long as asked.
+
+    Args:
+        name: One of :data:`MODELS`.
+        count: How many.
+        target_words: Words of a target of the random model.
+    """
     if name != "demo":
         pairs = itertools.product(_PLACES, _THINGS, ("", "old "))
         subjects = [f"{old}{thing} of {place}" for place, thing, old in pairs]
+        said = " ".join(itertools.islice(itertools.cycle(("Ada", "Paris")), target_words))
         return [
-            EditRequest(prompt="The founder of the {} was", subject=subject, target_new="Ada Paris")
+            EditRequest(prompt="The founder of the {} was", subject=subject, target_new=said)
             for subject in subjects[:count]
         ]
     chosen: list[EditRequest] = []
