@@ -28,6 +28,7 @@ from torch import Tensor
 
 from editkit_core.errors import NonFiniteEditError
 from editkit_core.models.trace import record
+from editkit_core.numerics.anchor import anchored
 from editkit_core.numerics.evaluating import evaluating
 from editkit_core.numerics.suffixes import Suffixes
 from editkit_core.numerics.value_loss import Clean, Losses, Objective, ValueSettings
@@ -139,6 +140,7 @@ def _part(
     suffixes = Suffixes.split(model, rows.ids, rows.split)
     with record(model.model, [site.module], inputs=True) as seen:
         clean = Clean.read(site, rows, suffixes, output=settings.output)
+    clean = anchored(clean, model, site, rows)
     objective = Objective(
         site=site, rows=rows, upper=suffixes.above(site.layer), clean=clean, settings=settings
     )

@@ -12,7 +12,8 @@ many requests at once, each with its own δ, stop and clamp::
             = weight_decay · ‖δ‖ / stream            (relative)
 
 p_0 is the model's own prediction, v0 the site's output for the bare prompt, *stream* the mean norm
-of the block's output at the edited token over the contexts. One iteration is: forward; stop when
+of the block's output at the edited token over the contexts, without the patches on the model (see
+:mod:`.anchor`). One iteration is: forward; stop when
 L < loss_stop or in the last iteration, so at most ``steps - 1`` updates; update; shrink δ to
 ``clamp_norm`` times ‖v0‖ or *stream*. The rows of a request that stops are dropped.
 
@@ -50,6 +51,7 @@ import torch
 from torch import Tensor
 
 from editkit_core.errors import InvalidParameterError, NonFiniteEditError
+from editkit_core.numerics.anchor import anchored
 from editkit_core.numerics.evaluating import evaluating
 from editkit_core.numerics.keys import before_mention
 from editkit_core.numerics.suffixes import Suffixes
@@ -277,6 +279,7 @@ def _objective(
     )
     for i, job in enumerate(jobs):
         _require_finite(clean.before[i], job)
+    clean = anchored(clean, model, site, rows)
     known = clean.already_known(rows)
     clean, rows = spare_old_answer(clean, rows)
     upper = suffixes.above(site.layer - settings.attention)
