@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from editkit_alphaedit.delta import METHOD, null_spaces_of
 from editkit_alphaedit.delta import compute_delta as alphaedit
-from editkit_alphaedit.delta import earlier_keys, null_spaces_of
 from editkit_alphaedit.params import AlphaEditParams
 from editkit_core import EditContext, EditRequest, Patch
 from editkit_core.errors import ExportError
 from editkit_core.models.editable import EditableModel
 from editkit_core.numerics.contexts import sample_contexts
 from editkit_core.numerics.covariance import load_covariance
+from editkit_core.numerics.history import earlier_keys
 from editkit_core.numerics.window import averaged_keys
 from editkit_core.numerics.window_params import WindowParams
 from editkit_core.patch.apply import apply_patch
@@ -155,7 +156,7 @@ def test_drop_one_fact_resolve_equals_fresh_solve_for_alphaedit(
         missing, some = torch.tensor(entry.u).double()[:, kept], across[:, kept]
         gram = some @ some.T
         if after:
-            past = earlier_keys(entry.site, ALPHAEDIT, stack)
+            past = earlier_keys(entry.site, METHOD, stack)
             gram = gram + past @ past.T
         unit = torch.eye(len(gram), dtype=torch.float64)
         p = space.project(unit)
