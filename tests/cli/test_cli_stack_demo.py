@@ -121,7 +121,8 @@ def test_an_edit_that_is_refused_once_it_is_computed_is_kept_in_a_file(cli, stac
     """Without key statistics a rank-one change reaches every token: much crosstalk."""
     before = (stack / "stack.json").read_bytes()
     words = ("--prompt", "The capital of {} is", "--subject", "Kenya", "--target", "Oslo")
-    ran = cli("edit", "--stack", stack, *words, "--set", "covariance=identity")
+    large = ("--set", "covariance=identity", "--set", "clamp_norm=50", "--set", "v_lr=2")
+    ran = cli("edit", "--stack", stack, *words, *large)
     assert ran.code == 5, ran.out
     assert "EK-K02" in ran.err
     (kept,) = tmp_path.glob("*.editkit.safetensors")

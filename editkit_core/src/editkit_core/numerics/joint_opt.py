@@ -220,21 +220,26 @@ def _pass(
     Returns:
         The gradient of the sum of their losses, ``(n, d)``, and which of all are done.
     """
-    grad = torch.zeros_like(scaled)
+    deltas = (scaled * unit[:, None]).detach()  # U by rows, (n, d)
+    matrix = (readings.T @ deltas).requires_grad_()  # (d_in, n) @ (n, d), once for all parts
+    slope, own = torch.zeros_like(matrix), torch.zeros_like(deltas)
     done = torch.ones_like(active)
     for part in parts:
         count = part.objective.rows.owners
         mine = active[part.first : part.first + count].nonzero()[:, 0]
         if not len(mine):
             continue
-        deltas = scaled * unit[:, None]  # (n, d)
-        matrix = readings.T @ deltas  # (d_in, n) @ (n, d)
-        found = part.losses(mine, matrix, deltas[part.first + mine])
-        grad += torch.autograd.grad(found.loss.sum(), scaled)[0]
-        losses[part.first + mine] = found.loss.detach()
-        chances[part.first + mine] = found.probability
-        done[part.first + mine] = found.reached(part.objective.settings)
-    return grad, done
+        at = part.first + mine
+        values = deltas[at].requires_grad_()
+        found = part.losses(mine, matrix, values)
+        through, direct = torch.autograd.grad(found.loss.sum(), [matrix, values])
+        slope += through
+        own[at] = direct
+        losses[at] = found.loss.detach()
+        chances[at] = found.probability
+        done[at] = found.reached(part.objective.settings)
+    own += readings @ slope  # (n, d_in) @ (d_in, d)
+    return own * unit[:, None], done
 
 
 def _note(
