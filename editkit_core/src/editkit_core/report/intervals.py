@@ -184,9 +184,11 @@ def resampled_means(table: FloatArray, *, resamples: int = RESAMPLES, seed: int 
     generator = np.random.default_rng(seed)
     pieces = []
     for counts in _drawn(generator, table.shape[0], resamples):
-        weights = counts @ present  # (c, n) @ (n, k)
+        weights = counts @ present  # (c, n) @ (n, k), whole numbers
+        # A matrix product may round a row by how many others there are; this adds in one order.
+        sums = np.einsum("cn,nk->ck", counts, filled)
         with np.errstate(invalid="ignore"):
-            pieces.append(np.where(weights > 0, counts @ filled / weights, np.nan))
+            pieces.append(np.where(weights > 0, sums / weights, np.nan))
     return np.concatenate(pieces)
 
 
