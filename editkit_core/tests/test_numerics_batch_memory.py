@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from held import Held
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from editkit_core import EditContext, EditRequest
 from editkit_core.models.editable import EditableModel
@@ -31,36 +30,6 @@ REQUESTS = tuple(
     for other in WORDS
 )
 MODEL = tiny_model("gpt2", n_layers=6, d=128)
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive at the same time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Any: torch's own signature
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage())
-        return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        place, size = storage._cdata, storage.nbytes()
-        if place in self.seen:
-            return
-        self.seen.add(place)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, place, size)
-
-    def _gone(self, place: int, size: int) -> None:
-        self.seen.discard(place)
-        self.now -= size
 
 
 def cost_of(model: EditableModel, params: WindowParams) -> BatchCost:
@@ -102,9 +71,9 @@ def test_no_more_is_held_than_estimated_and_not_much_less(
 
 
 def test_estimates_grow_as_their_parts_do() -> None:
-    cost = BatchCost(fixed=1000, value=50, part=7, whole=3, pair=2)
-    assert cost.of(1, part=1, value_batch=8) == 1000 + 50 + 7 + 2 + 3
-    assert cost.of(20, part=10, value_batch=4) == 1000 + 4 * 50 + 10 * 7 + 100 * 2 + 20 * 3
+    cost = BatchCost(fixed=1000, run=30, portion=100, value=20, part=7, whole=3, pair=2)
+    assert cost.of(1, part=1, value_batch=8) == 1000 + 30 + 20 + 7 + 2 + 3
+    assert cost.of(20, part=10, value_batch=4) == 1000 + 100 + 4 * 20 + 10 * 7 + 100 * 2 + 20 * 3
     assert cost.of(3, part=10, value_batch=8) == cost.of(3, part=3, value_batch=3)
 
 

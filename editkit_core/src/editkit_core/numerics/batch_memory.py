@@ -3,7 +3,8 @@
 An estimate from above, by the tensors that are held at the same time. What grows with the batch:
 
 * while values are trained, for each of ``value_batch`` edits that run at once: the activations that
-  the gradient needs of the blocks above the layer, and the logits where they are read;
+  the gradient needs of the blocks above the layer, and the logits where they are read, up to what
+  one portion of rows may take (see :mod:`.value_portions`);
 * with values trained jointly, for each edit of the part: its states and keys at every token;
 * for each edit of the part: float64 keys after every context, and its rows of the layer's system;
 * for each edit of the whole batch: its factors and keys in every layer, as the patch holds them;
@@ -18,12 +19,14 @@ Legend: rows: texts an edit is trained on; d_in, d: sides of the weight; vocab: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
 import attrs
 
 from editkit_core.numerics.free_memory import free_bytes
+from editkit_core.numerics.value_portions import most_bytes, run_bytes
 from editkit_core.types import EditRequest, Site
 
 if TYPE_CHECKING:
@@ -34,11 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchCost", "BatchPlan", "batch_cost", "plan_batch"]
 
 SHARE_OF_FREE = 0.8
-# Of a block, by its widths: what autograd keeps of the attention and norms, and of the feed-forward
-# (a GELU of elementary operations keeps five tensors).
-_KEPT_OF_STREAM = 14
-_KEPT_OF_FFN = 6
-_KEPT_OF_LOGITS = 4
+_LOGITS_READ = 4  # of a place that is only read: logits, and what is made of them
 _READ_AT_ONCE = 64  # texts in a pass that reads keys, states or probabilities
 _SYSTEMS = 4  # the system of edits, its factor, and a copy each while it is solved
 
@@ -49,13 +48,17 @@ class BatchCost:
 
     Attributes:
         fixed: Of texts that are only read, some at a time.
-        value: Of each edit whose value is trained at once.
+        run: Of each edit whose value is trained at once, while its rows are run.
+        portion: The most that rows take that are run together.
+        value: Of each edit whose value is trained at once, in between.
         part: Of each edit of a part, while the part is computed.
         whole: Of each edit of the whole batch, to the end.
         pair: Of each pair of edits of a part.
     """
 
     fixed: int
+    run: int
+    portion: int
     value: int
     part: int
     whole: int
@@ -64,9 +67,12 @@ class BatchCost:
     def of(self, edits: int, *, part: int, value_batch: int) -> int:
         """Return the most bytes held at once by ``edits`` edits computed ``part`` at a time."""
         part = min(part, edits)
-        at_once = min(value_batch, part)
         system = self.part * part + self.pair * part**2
-        return self.fixed + self.value * at_once + system + self.whole * edits
+        return self.fixed + self.values(min(value_batch, part)) + system + self.whole * edits
+
+    def values(self, at_once: int) -> int:
+        """Return the bytes while the values of some edits are trained at once."""
+        return min(self.run * at_once, self.portion) + self.value * at_once
 
 
 @attrs.frozen(kw_only=True)
@@ -129,7 +135,8 @@ def plan_batch(
     value_batch = params.value_batch
     if needed > room:
         left = room - cost.fixed - cost.whole * edits
-        value_batch = max(1, min(value_batch, left // (2 * cost.value)))
+        while value_batch > 1 and 2 * cost.values(value_batch) > left:
+            value_batch -= 1
     part = 1
     for parts in range(ceil(edits / asked), edits + 1):
         part = ceil(edits / parts)
@@ -157,20 +164,20 @@ def batch_cost(
     ended = len(contexts) if settings.ending_factor else 0
     rows = len(contexts) + drift
     run = rows * (texts.after if alone else texts.whole)
-    above = model.n_layers - sites[-1].layer
-    activations = run * above * (_KEPT_OF_STREAM * d + _KEPT_OF_FFN * d_in)
     read = len(contexts) * texts.spoken + drift * max(1, settings.essence_length) + ended
+    running = partial(run_bytes, model, sites[-1].layer - settings.attention, d_in)
     kept = run * (d + (d_in if joint else 0)) + (drift + ended) * model.vocab
     if alone:
         kept += (rows * texts.whole - run) * 2 * d * model.n_layers  # attention keys and values
-    value = activations + read * model.vocab * _KEPT_OF_LOGITS + (0 if joint else kept)
     both = 2 if params.key_from == "both" else 1
     keys = both * (len(contexts) + 2) * d_in  # after every context, averaged, solved
     factors = len(sites) * (2 * d_in + 2 * d)  # keys and v; u and the values
-    passing = _READ_AT_ONCE * texts.whole * (4 * d + 4 * d_in + _KEPT_OF_LOGITS * model.vocab)
+    passing = _READ_AT_ONCE * texts.whole * (4 * d + 4 * d_in + _LOGITS_READ * model.vocab)
     return BatchCost(
         fixed=4 * passing,
-        value=4 * value,
+        run=running(columns=run, places=read),
+        portion=max(most_bytes(model), running(columns=ceil(run / rows), places=ceil(read / rows))),
+        value=0 if joint else 4 * kept,
         part=8 * (keys + 2 * d) + (4 * kept if joint else 0),
         whole=(4 + 8) * factors,  # as stored, and in float64 until the patch is made
         pair=8 * _SYSTEMS,

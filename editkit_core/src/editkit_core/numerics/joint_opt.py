@@ -33,6 +33,7 @@ from editkit_core.numerics.evaluating import evaluating
 from editkit_core.numerics.suffixes import Suffixes
 from editkit_core.numerics.value_loss import Clean, Losses, Objective, ValueSettings
 from editkit_core.numerics.value_opt import ValueJob, ValueResult
+from editkit_core.numerics.value_portions import most_bytes, portions, pulled
 from editkit_core.numerics.value_rows import ValueRows, build_rows, stack_rows
 from editkit_core.types import Progress, SilentProgress, Site
 
@@ -58,22 +59,34 @@ class _Part:
     objective: Objective
     keys: Tensor
 
-    def losses(self, owners: Tensor, matrix: Tensor, deltas: Tensor) -> Losses:
-        """Return the losses of some of its edits, ``owners`` counted within the part.
+    def pulled(
+        self, owners: Tensor, matrix: Tensor, deltas: Tensor, most: int
+    ) -> tuple[Losses, tuple[Tensor, ...]]:
+        """Return the losses of some of its edits, and the gradients of their sum.
 
         Args:
-            owners: Which, ``(m,)`` int64, rising.
-            matrix: Vᵀ Uᵀ, ``(d_in, d)``; gradients flow to it.
+            owners: Which, ``(m,)`` int64, rising, counted within the part.
+            matrix: Vᵀ Uᵀ, ``(d_in, d)``.
             deltas: Their values, ``(m, d)``; they decay.
+            most: Bytes that running rows may take at once.
+
+        Returns:
+            The losses; the gradients of ``matrix`` and ``deltas``.
         """
         whole = len(owners) == self.objective.rows.owners
         rows = None if whole else self.objective.rows.keep(owners)[1]
         objective = self.objective if whole else self.objective.keep(owners)
         keys = self.keys if rows is None else self.keys[rows]
-        assert objective.clean.hidden is not None  # values stand at the feed-forward alone
-        change = keys @ matrix  # (rows, after, d_in) @ (d_in, d)
-        hidden = objective.clean.hidden + change.to(objective.clean.hidden.dtype)
-        return objective.of_states(objective.upper.states(hidden), deltas[:, None])
+
+        def states(at: slice, part: Objective) -> Tensor:
+            hidden = part.clean.hidden
+            assert hidden is not None  # values stand at the feed-forward alone
+            change = keys[at] @ matrix  # (rows, after, d_in) @ (d_in, d)
+            return part.upper.states(hidden + change.to(hidden.dtype))
+
+        cut = portions(objective, most)
+        losses, pull = pulled(objective, cut, deltas[:, None], [matrix, deltas], states)
+        return losses, pull()
 
 
 def optimise_jointly(
@@ -168,12 +181,12 @@ def _train(
     losses, chances = torch.full_like(stream, torch.inf), torch.zeros_like(stream)
     traces: list[list[tuple[float, float]]] = [[] for _ in jobs]
     active = torch.ones(len(jobs), dtype=torch.bool, device=stream.device)
-    updates = 0
+    updates, most = 0, most_bytes(parts[0].objective.upper.model)
     progress.start(f"target values of {len(jobs)} facts, together", settings.steps)
     try:
         for iteration in range(settings.steps):
             everything = bool(active.all())
-            grad, done = _pass(parts, active, scaled, unit, readings, losses, chances)
+            grad, done = _pass(parts, active, scaled, unit, readings, losses, chances, most)
             _note(traces, active, losses, chances, jobs)
             progress.advance(note=f"loss {float(losses.mean()):.2f}")
             if (everything and bool(done.all())) or iteration == settings.steps - 1:
@@ -214,6 +227,7 @@ def _pass(
     readings: Tensor,
     losses: Tensor,
     chances: Tensor,
+    most: int,
 ) -> tuple[Tensor, Tensor]:
     """Run the active edits and fill in their ``losses`` and ``chances``.
 
@@ -231,8 +245,7 @@ def _pass(
             continue
         at = part.first + mine
         values = deltas[at].requires_grad_()
-        found = part.losses(mine, matrix, values)
-        through, direct = torch.autograd.grad(found.loss.sum(), [matrix, values])
+        found, (through, direct) = part.pulled(mine, matrix, values, most)
         slope += through
         own[at] = direct
         losses[at] = found.loss.detach()

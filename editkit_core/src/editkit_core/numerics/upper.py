@@ -103,6 +103,18 @@ class Upper:
         cached = tuple((keys[rows], values[rows]) for keys, values in self.cached)
         return attrs.evolve(self, batch=batch, cached=cached)
 
+    def portion(self, first: int, last: int) -> Upper:
+        """Return the rows from ``first`` to ``last - 1`` alone; nothing is copied."""
+        batch = attrs.evolve(
+            self.batch,
+            input_ids=self.batch.input_ids[first:last],
+            attention_mask=self.batch.attention_mask[first:last],
+            position_ids=self.batch.position_ids[first:last],
+            pad=self.batch.pad[first:last],
+        )
+        cached = tuple((keys[first:last], values[first:last]) for keys, values in self.cached)
+        return attrs.evolve(self, batch=batch, cached=cached)
+
 
 def unasked(model: EditableModel, rows: int) -> AbstractContextManager[None]:
     """Let no codebook decide in the ``with`` block: what is run is a part of a text.

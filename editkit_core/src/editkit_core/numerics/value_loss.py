@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from editkit_core.models.trace import record, replace_output
 from editkit_core.numerics.suffixes import Suffixes
 from editkit_core.numerics.upper import Upper
-from editkit_core.numerics.value_rows import KlPosition, ValueRows
+from editkit_core.numerics.value_rows import KlPosition, Places, ValueRows
 from editkit_core.types import Site
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ LrMode = Literal["absolute", "relative"]
 ClampMode = Literal["value", "stream"]
 Output = Literal["module", "block"]
 
+_READ_AT_ONCE = 128  # places whose logits are held at once where only the likeliest token counts
+
 __all__ = [
     "ClampMode",
     "Clean",
@@ -38,6 +40,7 @@ __all__ = [
     "LrMode",
     "Objective",
     "Output",
+    "Terms",
     "ValueSettings",
     "spare_old_answer",
 ]
@@ -158,8 +161,11 @@ class Clean:
             record(model.model, [module for module, _ in read], inputs=True) as keys,
         ):
             states = suffixes.states()
-        logits = _logits(model, states, rows)
+            others = _logits(model, states, *rows.groups[1:])
+            best = _likeliest(model, states, rows.target)
         device = seen[block].device
+        sizes = [len(places) for places in rows.groups[1:]]
+        drift, essence, ending = torch.split(others.log_softmax(dim=1), sizes)
         every = torch.arange(len(rows.ids), device=device)
         at = torch.tensor(rows.edited, device=device) - torch.tensor(rows.split, device=device)
         stream = seen[block][rows.contexts, at[rows.contexts]].float()  # (contexts, d)
@@ -178,8 +184,8 @@ class Clean:
             share=share,
             stream_norm=rows.mean(stream.norm(dim=1)),
             hidden=(seen[below] if below else None) if attention else seen[block],
-            logs=(logits[1].log_softmax(1), logits[2].log_softmax(1), logits[3].log_softmax(1)),
-            best=logits[0].argmax(dim=1),
+            logs=(drift, essence, ending),
+            best=best,
         )
 
     def already_known(self, rows: ValueRows) -> list[bool]:
@@ -210,6 +216,41 @@ def spare_old_answer(clean: Clean, rows: ValueRows) -> tuple[Clean, ValueRows]:
         attrs.evolve(clean, logs=(drift, essence[kept], ending)),
         attrs.evolve(rows, essence=rows.essence.where(kept).weighing(owner[kept])),
     )
+
+
+@attrs.frozen(eq=False)
+class Terms:
+    """Sums over the rows of each owner, ``(owners,)`` each; those of several portions add up.
+
+    Attributes:
+        nll: NLL.
+        kl: The drift, essence and ending terms without their factors.
+        wrong: Target places where another token is the likeliest, int64.
+        chance: The whole target's probability, summed over contexts.
+        contexts: How many contexts these are, int64.
+    """
+
+    nll: Tensor
+    kl: tuple[Tensor, Tensor, Tensor]
+    wrong: Tensor
+    chance: Tensor
+    contexts: Tensor
+
+    def __add__(self, other: Terms) -> Terms:
+        drift, essence, ending = (a + b for a, b in zip(self.kl, other.kl, strict=True))
+        return Terms(
+            self.nll + other.nll,
+            (drift, essence, ending),
+            self.wrong + other.wrong,
+            self.chance + other.chance,
+            self.contexts + other.contexts,
+        )
+
+    def detach(self) -> Terms:
+        """Return the same numbers, without what autograd keeps for them."""
+        drift, essence, ending = (term.detach() for term in self.kl)
+        nll = self.nll.detach()
+        return attrs.evolve(self, nll=nll, kl=(drift, essence, ending))
 
 
 @attrs.frozen(eq=False)
@@ -258,34 +299,47 @@ class Objective:
 
     def __call__(self, deltas: Tensor) -> Losses:
         """Return L and its parts for the vectors ``deltas (owners, parts, d)``, float32."""
-        return self.of_states(self._states(deltas), deltas)
+        return self.losses(self.terms(self.states(deltas)), deltas)
 
-    def of_states(self, states: Tensor, deltas: Tensor) -> Losses:
-        """Return L and its parts from what feeds the head.
+    def terms(self, states: Tensor) -> Terms:
+        """Return what the rows add to L, from what feeds the head.
 
         Args:
             states: ``(rows, after, d)``, with the vectors' effect in them.
-            deltas: The vectors, ``(owners, parts, d)``; they decay.
         """
-        rows, settings = self.rows, self.settings
-        target, *others = _logits(self.upper.model, states, rows)
+        rows, model = self.rows, self.upper.model
+        target, *others = torch.split(
+            _logits(model, states, *rows.groups), [len(places) for places in rows.groups]
+        )
         spoken = -cross_entropy(target, rows.target.label, reduction="none")  # (n_t,)
         wrong = rows.total((target.argmax(dim=1) != rows.target.label).long(), rows.target)
-        said = wrong == 0
         nll = -rows.total(rows.target.weight * spoken, rows.target)
-        loss = self._decay(deltas) + nll * torch.where(said, settings.said_damping, 1.0)
-        drift = torch.zeros_like(nll)
-        factors = (settings.kl_factor, settings.essence_factor, settings.ending_factor)
-        for number, (factor, places) in enumerate(zip(factors, rows.groups[1:], strict=True)):
+        kl = [torch.zeros_like(nll) for _ in others]
+        for number, places in enumerate(rows.groups[1:]):
             if len(places):
                 old, new = self.clean.logs[number], others[number].log_softmax(dim=1)
-                kl = _kl(new, old) if number == 0 else _kl(old, new)  # (n,)
-                term = rows.total(places.weight * kl, places)
-                loss = loss + factor * term
-                drift = term if number == 0 else drift
+                each = _kl(new, old) if number == 0 else _kl(old, new)  # (n,)
+                kl[number] = rows.total(places.weight * each, places)
         joint = spoken.detach().new_zeros(len(rows.ids))
         joint = joint.index_add(0, rows.target.row, spoken.detach())
-        return Losses(loss, rows.mean(joint[rows.contexts].exp()), said, drift.detach())
+        owner = rows.owner[rows.contexts]
+        chance = joint.new_zeros(rows.owners).index_add(0, owner, joint[rows.contexts].exp())
+        counts = torch.bincount(owner, minlength=rows.owners)
+        return Terms(nll, (kl[0], kl[1], kl[2]), wrong, chance, counts)
+
+    def losses(self, terms: Terms, deltas: Tensor) -> Losses:
+        """Return L and its parts from the sums over all rows.
+
+        Args:
+            terms: The sums.
+            deltas: The vectors, ``(owners, parts, d)``; they decay.
+        """
+        settings, said = self.settings, terms.wrong == 0
+        loss = self._decay(deltas) + terms.nll * torch.where(said, settings.said_damping, 1.0)
+        factors = (settings.kl_factor, settings.essence_factor, settings.ending_factor)
+        for factor, term in zip(factors, terms.kl, strict=True):
+            loss = loss + factor * term
+        return Losses(loss, terms.chance / terms.contexts, said, terms.kl[0].detach())
 
     def keep(self, owners: Tensor) -> Objective:
         """Return the objective of some owners alone; see :meth:`.ValueRows.keep`."""
@@ -310,7 +364,31 @@ class Objective:
             settings=self.settings,
         )
 
-    def _states(self, deltas: Tensor) -> Tensor:
+    def portion(self, first: int, last: int) -> Objective:
+        """Return the objective of the rows from ``first`` to ``last - 1``, of all owners.
+
+        Nothing of the size of the rows is copied. Its terms are a portion of the whole's; owners
+        without a row in it have zeros.
+        """
+        rows, masks = self.rows.portion(first, last)
+        clean = self.clean
+        drift, essence, ending = (
+            log[mask] for log, mask in zip(clean.logs, masks[1:], strict=True)
+        )
+        return attrs.evolve(
+            self,
+            rows=rows,
+            upper=self.upper.portion(first, last),
+            clean=attrs.evolve(
+                clean,
+                share=clean.share[first:last],
+                hidden=None if clean.hidden is None else clean.hidden[first:last],
+                logs=(drift, essence, ending),
+                best=clean.best[masks[0]],
+            ),
+        )
+
+    def states(self, deltas: Tensor) -> Tensor:
         """Return what feeds the head with the vectors added, ``(rows, after, d)``."""
         each = deltas[self.rows.owner]  # (rows, parts, d)
         if not self.settings.attention:
@@ -346,13 +424,22 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def _logits(model: EditableModel, states: Tensor, rows: ValueRows) -> tuple[Tensor, ...]:
-    """Return logits ``(n, vocab)`` float32 at target, drift, essence and ending places.
+def _logits(model: EditableModel, states: Tensor, *groups: Places) -> Tensor:
+    """Return logits ``(n, vocab)`` float32 at some places; the head is run on these only.
 
-    The head is run on these places only; ``states`` are ``(rows, after, d)``.
+    ``states`` are ``(rows, after, d)``.
     """
-    row = torch.cat([places.row for places in rows.groups])
-    column = torch.cat([places.column for places in rows.groups])
+    row = torch.cat([places.row for places in groups])
+    column = torch.cat([places.column for places in groups])
     head = model.module(model.family.head)
     logits: Tensor = head(states[row, column]).float()  # (n, d) -> (n, vocab)
-    return torch.split(logits, [len(places) for places in rows.groups])
+    return logits
+
+
+def _likeliest(model: EditableModel, states: Tensor, places: Places) -> Tensor:
+    """Return the likeliest token at each place, ``(n,)`` int64; few logits are held at once."""
+    found = [places.label[:0]]
+    for first in range(0, len(places), _READ_AT_ONCE):
+        some = torch.arange(first, min(first + _READ_AT_ONCE, len(places)), device=states.device)
+        found.append(_logits(model, states, places.where(some)).argmax(dim=1))
+    return torch.cat(found)

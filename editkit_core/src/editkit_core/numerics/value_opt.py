@@ -43,7 +43,7 @@ Legend: d_out: width of the site's output, which is that of the hidden states.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -63,6 +63,7 @@ from editkit_core.numerics.value_loss import (
     ValueSettings,
     spare_old_answer,
 )
+from editkit_core.numerics.value_portions import most_bytes, portions, pulled, total
 from editkit_core.numerics.value_rows import ValueRows, build_rows, stack_rows
 from editkit_core.types import EditRequest, Progress, SilentProgress, Site
 
@@ -219,10 +220,14 @@ def _optimise(
     traces: list[list[tuple[float, float]]] = [[] for _ in jobs]
     left = list(range(len(jobs)))
     named = f" for {jobs[0].request.subject!r}" if len(jobs) == 1 else f"s of {len(jobs)} facts"
+    most = most_bytes(model)
+    cut = portions(objective, most)
     progress.start(f"target value{named}", settings.steps)
     try:
         for iteration in range(settings.steps):
-            now = objective(torch.stack([scaled[job] * unit[job] for job in left]))
+            size = unit[left][:, None, None]
+            values = (torch.stack([scaled[job].detach() for job in left]) * size).requires_grad_()
+            now, pull = pulled(objective, cut, values, [values], _states(values))
             losses, chances = now.loss.tolist(), now.probability.tolist()
             for job, loss, chance in zip(left, losses, chances, strict=True):
                 _require_finite(loss, jobs[job])
@@ -231,7 +236,7 @@ def _optimise(
             going = (~now.reached(settings)).nonzero()[:, 0].tolist()
             if not going or iteration == settings.steps - 1:
                 break
-            grads = torch.autograd.grad(now.loss.sum(), [scaled[job] for job in left])
+            grads = pull()[0] * size
             for i, job in enumerate(left):
                 scaled[job].grad = grads[i] if i in going else None
             adam.step()
@@ -241,24 +246,30 @@ def _optimise(
                         _shrink(part, limit)
             if len(going) < len(left):
                 objective = objective.keep(torch.tensor(going, device=unit.device))
+                cut = portions(objective, most)
                 left = [left[i] for i in going]
     finally:
         progress.finish()
     deltas = torch.stack([one.detach() * unit[i] for i, one in enumerate(scaled)])
     alone: Sequence[float | None] = [None] * len(jobs)
     if whole is not None:
-        alone = _probabilities_alone(whole, deltas)
+        alone = _probabilities_alone(whole, deltas, most)
     return [
         _result(job, deltas[i], clean, i, traces[i], known[i], alone[i])
         for i, job in enumerate(jobs)
     ]
 
 
+def _states(deltas: Tensor) -> Callable[[slice, Objective], Tensor]:
+    return lambda _, part: part.states(deltas)
+
+
 @torch.no_grad()
-def _probabilities_alone(objective: Objective, deltas: Tensor) -> list[float]:
+def _probabilities_alone(objective: Objective, deltas: Tensor, most: int) -> list[float]:
     """Return each target's probability with the first of its vectors ``(owners, parts, d)``."""
     first = torch.cat([deltas[:, :1], torch.zeros_like(deltas[:, 1:])], dim=1)
-    found: list[float] = objective(first).probability.tolist()
+    terms = total([part.terms(part.states(first)) for _, part in portions(objective, most)])
+    found: list[float] = objective.losses(terms, first).probability.tolist()
     return found
 
 

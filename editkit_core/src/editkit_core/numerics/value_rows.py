@@ -54,7 +54,7 @@ class Places:
         return len(self.row)
 
     def where(self, kept: Tensor) -> Places:
-        """Return the places where ``kept`` ``(n,)`` bool is true, with their weights."""
+        """Return some places with their weights; ``kept`` is bool ``(n,)``, or their numbers."""
         return Places(self.row[kept], self.column[kept], self.weight[kept], self.label[kept])
 
     def weighing(self, owner: Tensor) -> Places:
@@ -150,6 +150,33 @@ class ValueRows:
             ending=ending,
         )
         return kept, rows, masks
+
+    def portion(self, first: int, last: int) -> tuple[ValueRows, tuple[Tensor, ...]]:
+        """Return the rows from ``first`` to ``last - 1`` alone, with all owners.
+
+        Returns:
+            The rows, whose ``bare`` is the whole's and counts for nothing here; and for each group
+            of places which are kept, bool.
+        """
+        masks = tuple((places.row >= first) & (places.row < last) for places in self.groups)
+        target, drift, essence, ending = (
+            attrs.evolve(places.where(mask), row=places.row[mask] - first)
+            for places, mask in zip(self.groups, masks, strict=True)
+        )
+        contexts = self.contexts[(self.contexts >= first) & (self.contexts < last)] - first
+        kept = attrs.evolve(
+            self,
+            ids=self.ids[first:last],
+            edited=self.edited[first:last],
+            split=self.split[first:last],
+            owner=self.owner[first:last],
+            contexts=contexts,
+            target=target,
+            drift=drift,
+            essence=essence,
+            ending=ending,
+        )
+        return kept, masks
 
 
 def stack_rows(parts: Sequence[ValueRows]) -> ValueRows:
