@@ -73,7 +73,7 @@ def test_no_more_is_held_than_estimated_and_not_much_less(
 def test_estimates_grow_as_their_parts_do() -> None:
     cost = BatchCost(fixed=1000, run=30, portion=100, value=20, part=7, whole=3, pair=2)
     assert cost.of(1, part=1, value_batch=8) == 1000 + 30 + 20 + 7 + 2 + 3
-    assert cost.of(20, part=10, value_batch=4) == 1000 + 100 + 4 * 20 + 10 * 7 + 100 * 2 + 20 * 3
+    assert cost.of(20, part=10, value_batch=4) == 1000 + 3 * 50 + 10 * 7 + 100 * 2 + 20 * 3
     assert cost.of(3, part=10, value_batch=8) == cost.of(3, part=3, value_batch=3)
 
 

@@ -170,6 +170,28 @@ def test_what_a_long_target_takes_stays_within_the_portion(
     assert peak(bound) < free - 2 * bound
 
 
+def test_jobs_that_do_not_fit_together_are_optimised_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [ValueJob(request=r, site=GPT2.site(1), contexts=CONTEXTS) for r in REQUESTS]
+    together = optimise_values(GPT2, jobs, SETTINGS)
+    groups: list[int] = []
+
+    def counted(*args: object) -> list[ValueResult]:
+        groups.append(len(args[2]))  # type: ignore[arg-type]  # the jobs
+        return original(*args)  # type: ignore[arg-type]  # as given
+
+    original = value_opt._optimise
+    monkeypatch.setattr(value_opt, "_optimise", counted)
+    one = run_bytes(GPT2, 1, GPT2.weight(GPT2.site(1)).shape[1], columns=50, places=30)
+    for most, expected in ((10**9, 1), (one, 2), (1, 3)):
+        monkeypatch.setattr(value_opt, "most_bytes", lambda _, most=most: most)
+        groups.clear()
+        apart = optimise_values(GPT2, jobs, SETTINGS)
+        assert (len(groups), sum(groups)) == (expected, 3)
+        for a, b in zip(apart, together, strict=True):
+            assert a.updates == b.updates
+            torch.testing.assert_close(a.delta, b.delta, rtol=1e-3, atol=1e-4)
+
+
 def test_small_models_and_short_targets_are_run_at_once() -> None:
     assert most_bytes(GPT2) == 200_000_000
     assert len(portions(objective(GPT2, SETTINGS), most_bytes(GPT2))) == 1

@@ -3,8 +3,8 @@
 An estimate from above, by the tensors that are held at the same time. What grows with the batch:
 
 * while values are trained, for each of ``value_batch`` edits that run at once: the activations that
-  the gradient needs of the blocks above the layer, and the logits where they are read, up to what
-  one portion of rows may take (see :mod:`.value_portions`);
+  the gradient needs of the blocks above the layer, and the logits where they are read, and at most
+  as many edits as fit in one portion of rows (see :mod:`.value_portions`);
 * with values trained jointly, for each edit of the part: its states and keys at every token;
 * for each edit of the part: float64 keys after every context, and its rows of the layer's system;
 * for each edit of the whole batch: its factors and keys in every layer, as the patch holds them;
@@ -72,7 +72,8 @@ class BatchCost:
 
     def values(self, at_once: int) -> int:
         """Return the bytes while the values of some edits are trained at once."""
-        return min(self.run * at_once, self.portion) + self.value * at_once
+        at_once = max(1, min(at_once, self.portion // self.run))
+        return min(self.run, self.portion) * at_once + self.value * at_once
 
 
 @attrs.frozen(kw_only=True)

@@ -63,7 +63,7 @@ from editkit_core.numerics.value_loss import (
     ValueSettings,
     spare_old_answer,
 )
-from editkit_core.numerics.value_portions import most_bytes, portions, pulled, total
+from editkit_core.numerics.value_portions import most_bytes, portions, pulled, run_bytes, total
 from editkit_core.numerics.value_rows import ValueRows, build_rows, stack_rows
 from editkit_core.types import EditRequest, Progress, SilentProgress, Site
 
@@ -174,7 +174,8 @@ def optimise_values(
         jobs: What to optimise; jobs do not influence each other.
         settings: How.
         progress: Told after each iteration, with the loss.
-        batch: How many jobs to optimise at once; memory grows with it.
+        batch: How many jobs to optimise at once; memory grows with it. Fewer are taken where their
+            rows would not fit in one portion; see :mod:`.value_portions`.
 
     Returns:
         One result a job, in order.
@@ -193,19 +194,42 @@ def optimise_values(
         for site, run in itertools.groupby(jobs, key=lambda job: job.site):
             alike = list(run)
             for first in range(0, len(alike), batch):
-                together = alike[first : first + batch]
-                results += _optimise(model, site, together, settings, progress)
+                rows = [_rows(model, job, settings) for job in alike[first : first + batch]]
+                for some in _fitting(model, site, rows, settings):
+                    together = alike[first + some.start : first + some.stop]
+                    results += _optimise(model, site, together, rows[some], settings, progress)
     return results
+
+
+def _fitting(
+    model: EditableModel, site: Site, rows: Sequence[ValueRows], settings: ValueSettings
+) -> list[slice]:
+    """Cut some jobs so that the rows of each part fit in one portion, or are those of one job."""
+    layer, d_in = site.layer - settings.attention, model.weight(site).shape[1]
+
+    def fits(first: int, last: int) -> bool:
+        some = stack_rows(rows[first:last])
+        longest = max(len(ids) - at for ids, at in zip(some.ids, some.split, strict=True))
+        places = sum(len(group) for group in some.groups)
+        columns = longest * len(some.ids)
+        return run_bytes(model, layer, d_in, columns=columns, places=places) <= most_bytes(model)
+
+    starts = [0]
+    for last in range(2, len(rows) + 1):
+        if not fits(starts[-1], last):
+            starts.append(last - 1)
+    return [slice(a, b) for a, b in itertools.pairwise([*starts, len(rows)])]
 
 
 def _optimise(
     model: EditableModel,
     site: Site,
     jobs: Sequence[ValueJob],
+    rows: Sequence[ValueRows],
     settings: ValueSettings,
     progress: Progress,
 ) -> list[ValueResult]:
-    objective, known = _objective(model, site, jobs, settings)
+    objective, known = _objective(model, site, jobs, stack_rows(rows), settings)
     clean, whole = objective.clean, objective if settings.attention else None
     owners, parts, width = clean.before.shape
     unit = torch.ones_like(clean.stream_norm)
@@ -274,10 +298,13 @@ def _probabilities_alone(objective: Objective, deltas: Tensor, most: int) -> lis
 
 
 def _objective(
-    model: EditableModel, site: Site, jobs: Sequence[ValueJob], settings: ValueSettings
+    model: EditableModel,
+    site: Site,
+    jobs: Sequence[ValueJob],
+    rows: ValueRows,
+    settings: ValueSettings,
 ) -> tuple[Objective, list[bool]]:
-    """Build the rows, run the unedited model, and say which targets it knows already."""
-    rows = stack_rows([_rows(model, job, settings) for job in jobs])
+    """Run the unedited model, and say which targets it knows already."""
     suffixes = Suffixes.split(model, rows.ids, rows.split)
     clean = Clean.read(
         site,
