@@ -30,13 +30,13 @@ Portion: TypeAlias = tuple[slice, Objective]
 # (a GELU of elementary operations keeps five tensors).
 _KEPT_OF_STREAM = 14
 _KEPT_OF_FFN = 6
-_KEPT_OF_LOGITS = 4
-_LEAST_BYTES = 200_000_000
-_SHARE_OF_MODEL = 0.4
+_KEPT_OF_LOGITS = 3
+_LEAST_BYTES = 225_000_000
+_SHARE_OF_MODEL = 0.45
 
 
 def most_bytes(model: EditableModel) -> int:
-    """Return what running rows may take at once: 40 % of the model's own size, or 200 MB."""
+    """Return what running rows may take at once: 45 % of the model's own size, or 225 MB."""
     size = sum(parameter.nbytes for parameter in model.model.parameters())
     return max(_LEAST_BYTES, int(_SHARE_OF_MODEL * size))
 
@@ -52,8 +52,8 @@ def run_bytes(model: EditableModel, layer: int, d_in: int, *, columns: int, plac
         places: Places at which logits are read.
     """
     block = _KEPT_OF_STREAM * model.d_model + _KEPT_OF_FFN * d_in
-    kept = columns * (model.n_layers - layer) * block + places * model.vocab * _KEPT_OF_LOGITS
-    return 4 * kept
+    above = model.n_layers - 1 - layer
+    return 4 * (columns * (above * block + model.d_model) + places * model.vocab * _KEPT_OF_LOGITS)
 
 
 def portions(objective: Objective, most: int) -> list[Portion]:
