@@ -81,6 +81,19 @@ def test_the_batch_size_changes_nothing() -> None:
         torch.testing.assert_close(one.delta, other.delta, rtol=1e-3, atol=1e-4)
 
 
+def test_edits_come_back_in_their_own_order_though_run_by_length() -> None:
+    model = tiny_model("gpt2")
+    lengths = [len(model.encode_pair(r.text, r.target_new).ids) for r in REQUESTS]
+    assert lengths != sorted(lengths)
+    before = []
+    for request in REQUESTS:
+        job = ValueJob(request=request, site=model.site(1), contexts=CONTEXTS)
+        before.append(optimise_values(model, [job], SETTINGS)[0].before)
+    for found in (train(model, batch=8), train(model, batch=2), train(model, batch=1)):
+        for one, alone in zip(found, before, strict=True):
+            torch.testing.assert_close(one.before, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_one_edit_is_trained_as_its_own_rank_one_change() -> None:
     model = tiny_model("llama")
     reading = readings(model, 1)

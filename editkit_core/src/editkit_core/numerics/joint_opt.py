@@ -19,6 +19,7 @@ Legend: n: edits; d_in, d: sides of the weight; rows: texts; after: columns that
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,12 @@ class _Part:
     """Some edits of the batch: their rows and what goes into the weight at each token.
 
     Attributes:
-        first: Number of the first edit.
+        numbers: Which edits of the batch, ``(m,)`` int64.
         objective: Their loss.
         keys: ``(rows, after, d_in)`` float32.
     """
 
-    first: int
+    numbers: Tensor
     objective: Objective
     keys: Tensor
 
@@ -122,34 +123,44 @@ def optimise_jointly(
     """
     progress = progress or SilentProgress()
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model.model):
-        parts = [
-            _part(model, jobs[first : first + batch], first, settings)
-            for first in range(0, len(jobs), batch)
-        ]
+        parts = _parts(model, jobs, settings, batch)
         rows = readings.to(model.device, torch.float32)
         weight = torch.zeros(0) if gram is None else keep * gram.to(rows)
         return _train(parts, jobs, rows, weight, settings, progress)
 
 
+def _parts(
+    model: EditableModel, jobs: Sequence[ValueJob], settings: ValueSettings, batch: int
+) -> list[_Part]:
+    """Put edits of like length together, so that little of a pass is padding."""
+    built = [
+        build_rows(
+            model,
+            job.request,
+            job.site,
+            job.contexts,
+            kl_prompts=settings.kl_prompts if settings.kl_factor else (),
+            kl_position=settings.kl_position,
+            whole=True,
+            endings=settings.ending_factor > 0,
+        )
+        for job in jobs
+    ]
+    order = sorted(range(len(jobs)), key=lambda job: max(map(len, built[job].ids)))
+    return [
+        _part(model, jobs[0].site, order[first : first + batch], built, settings)
+        for first in range(0, len(jobs), batch)
+    ]
+
+
 def _part(
-    model: EditableModel, jobs: Sequence[ValueJob], first: int, settings: ValueSettings
+    model: EditableModel,
+    site: Site,
+    numbers: Sequence[int],
+    built: Sequence[ValueRows],
+    settings: ValueSettings,
 ) -> _Part:
-    site: Site = jobs[0].site
-    rows: ValueRows = stack_rows(
-        [
-            build_rows(
-                model,
-                job.request,
-                site,
-                job.contexts,
-                kl_prompts=settings.kl_prompts if settings.kl_factor else (),
-                kl_position=settings.kl_position,
-                whole=True,
-                endings=settings.ending_factor > 0,
-            )
-            for job in jobs
-        ]
-    )
+    rows = stack_rows([built[number] for number in numbers])
     suffixes = Suffixes.split(model, rows.ids, rows.split)
     with record(model.model, [site.module], inputs=True) as seen:
         clean = Clean.read(site, rows, suffixes, output=settings.output)
@@ -157,7 +168,11 @@ def _part(
     objective = Objective(
         site=site, rows=rows, upper=suffixes.above(site.layer), clean=clean, settings=settings
     )
-    return _Part(first=first, objective=objective, keys=seen[site.module].float())
+    return _Part(
+        numbers=torch.tensor(numbers, device=model.device),
+        objective=objective,
+        keys=seen[site.module].float(),
+    )
 
 
 def _train(
@@ -168,9 +183,12 @@ def _train(
     settings: ValueSettings,
     progress: Progress,
 ) -> list[ValueResult]:
-    before = torch.cat([part.objective.clean.before[:, 0] for part in parts])  # (n, d)
-    stream = torch.cat([part.objective.clean.stream_norm for part in parts])  # (n,)
-    known = [k for part in parts for k in part.objective.clean.already_known(part.objective.rows)]
+    back = torch.cat([part.numbers for part in parts]).argsort()  # to the order of the jobs
+    before = torch.cat([part.objective.clean.before[:, 0] for part in parts])[back]  # (n, d)
+    stream = torch.cat([part.objective.clean.stream_norm for part in parts])[back]  # (n,)
+    said = [part.objective.clean.already_known(part.objective.rows) for part in parts]
+    in_turn = list(itertools.chain.from_iterable(said))
+    known = [in_turn[place] for place in back.tolist()]
     unit = torch.ones_like(stream)
     if settings.lr_mode == "relative":
         unit = stream / before.shape[1] ** 0.5
@@ -239,11 +257,10 @@ def _pass(
     slope, own = torch.zeros_like(matrix), torch.zeros_like(deltas)
     done = torch.ones_like(active)
     for part in parts:
-        count = part.objective.rows.owners
-        mine = active[part.first : part.first + count].nonzero()[:, 0]
+        mine = active[part.numbers].nonzero()[:, 0]
         if not len(mine):
             continue
-        at = part.first + mine
+        at = part.numbers[mine]
         values = deltas[at].requires_grad_()
         found, (through, direct) = part.pulled(mine, matrix, values, most)
         slope += through
