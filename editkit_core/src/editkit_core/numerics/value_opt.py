@@ -244,7 +244,7 @@ def _optimise(
     traces: list[list[tuple[float, float]]] = [[] for _ in jobs]
     left = list(range(len(jobs)))
     named = f" for {jobs[0].request.subject!r}" if len(jobs) == 1 else f"s of {len(jobs)} facts"
-    most = most_bytes(model)
+    most = most_bytes(model) // (2 if len(jobs) == 1 else 1)  # a long target alone need not fill it
     cut = portions(objective, most)
     progress.start(f"target value{named}", settings.steps)
     try:
