@@ -73,7 +73,7 @@ class BatchCost:
     def values(self, at_once: int) -> int:
         """Return the bytes while the values of some edits are trained at once."""
         at_once = max(1, min(at_once, self.portion // self.run))
-        return min(self.run, self.portion) * at_once + self.value * at_once
+        return (min(self.run, self.portion) + self.value) * at_once
 
 
 @attrs.frozen(kw_only=True)

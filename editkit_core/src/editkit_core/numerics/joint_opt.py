@@ -33,9 +33,9 @@ from editkit_core.numerics.anchor import anchored
 from editkit_core.numerics.evaluating import evaluating
 from editkit_core.numerics.suffixes import Suffixes
 from editkit_core.numerics.value_loss import Clean, Losses, Objective, ValueSettings
-from editkit_core.numerics.value_opt import ValueJob, ValueResult
+from editkit_core.numerics.value_opt import ValueJob, ValueResult, job_rows
 from editkit_core.numerics.value_portions import most_bytes, portions, pulled
-from editkit_core.numerics.value_rows import ValueRows, build_rows, stack_rows
+from editkit_core.numerics.value_rows import ValueRows, stack_rows
 from editkit_core.types import Progress, SilentProgress, Site
 
 if TYPE_CHECKING:
@@ -75,9 +75,10 @@ class _Part:
             The losses; the gradients of ``matrix`` and ``deltas``.
         """
         whole = len(owners) == self.objective.rows.owners
-        rows = None if whole else self.objective.rows.keep(owners)[1]
         objective = self.objective if whole else self.objective.keep(owners)
-        keys = self.keys if rows is None else self.keys[rows]
+        keys = self.keys
+        if not whole:
+            keys = keys[torch.isin(self.objective.rows.owner, owners)]
 
         def states(at: slice, part: Objective) -> Tensor:
             hidden = part.clean.hidden
@@ -133,19 +134,7 @@ def _parts(
     model: EditableModel, jobs: Sequence[ValueJob], settings: ValueSettings, batch: int
 ) -> list[_Part]:
     """Put edits of like length together, so that little of a pass is padding."""
-    built = [
-        build_rows(
-            model,
-            job.request,
-            job.site,
-            job.contexts,
-            kl_prompts=settings.kl_prompts if settings.kl_factor else (),
-            kl_position=settings.kl_position,
-            whole=True,
-            endings=settings.ending_factor > 0,
-        )
-        for job in jobs
-    ]
+    built = [job_rows(model, job, settings, whole=True) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda job: max(map(len, built[job].ids)))
     return [
         _part(model, jobs[0].site, order[first : first + batch], built, settings)

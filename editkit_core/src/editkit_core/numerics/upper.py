@@ -93,26 +93,21 @@ class Upper:
 
     def keep(self, rows: Tensor) -> Upper:
         """Return the rows of these numbers, ``(n,)`` int64, alone."""
+        return self._of(rows, tuple(self.batch.pad[row] for row in rows.tolist()))
+
+    def portion(self, first: int, last: int) -> Upper:
+        """Return the rows from ``first`` to ``last - 1`` alone; nothing is copied."""
+        return self._of(slice(first, last), self.batch.pad[first:last])
+
+    def _of(self, rows: Tensor | slice, pad: tuple[int, ...]) -> Upper:
         batch = attrs.evolve(
             self.batch,
             input_ids=self.batch.input_ids[rows],
             attention_mask=self.batch.attention_mask[rows],
             position_ids=self.batch.position_ids[rows],
-            pad=tuple(self.batch.pad[row] for row in rows.tolist()),
+            pad=pad,
         )
         cached = tuple((keys[rows], values[rows]) for keys, values in self.cached)
-        return attrs.evolve(self, batch=batch, cached=cached)
-
-    def portion(self, first: int, last: int) -> Upper:
-        """Return the rows from ``first`` to ``last - 1`` alone; nothing is copied."""
-        batch = attrs.evolve(
-            self.batch,
-            input_ids=self.batch.input_ids[first:last],
-            attention_mask=self.batch.attention_mask[first:last],
-            position_ids=self.batch.position_ids[first:last],
-            pad=self.batch.pad[first:last],
-        )
-        cached = tuple((keys[first:last], values[first:last]) for keys, values in self.cached)
         return attrs.evolve(self, batch=batch, cached=cached)
 
 

@@ -80,6 +80,7 @@ __all__ = [
     "ValueJob",
     "ValueResult",
     "ValueSettings",
+    "job_rows",
     "optimise_values",
 ]
 
@@ -326,6 +327,19 @@ def _objective(
 
 
 def _rows(model: EditableModel, job: ValueJob, settings: ValueSettings) -> ValueRows:
+    texts = _essence_texts(model, job, settings)
+    return job_rows(model, job, settings, whole=job.reading is not None, essence_texts=texts)
+
+
+def job_rows(
+    model: EditableModel,
+    job: ValueJob,
+    settings: ValueSettings,
+    *,
+    whole: bool,
+    essence_texts: Sequence[tuple[str, tuple[int, int]]] = (),
+) -> ValueRows:
+    """Build the rows of a job with the terms that the settings ask for; see :func:`build_rows`."""
     return build_rows(
         model,
         job.request,
@@ -333,8 +347,8 @@ def _rows(model: EditableModel, job: ValueJob, settings: ValueSettings) -> Value
         job.contexts,
         kl_prompts=settings.kl_prompts if settings.kl_factor else (),
         kl_position=settings.kl_position,
-        essence_texts=_essence_texts(model, job, settings),
-        whole=job.reading is not None,
+        essence_texts=essence_texts,
+        whole=whole,
         endings=settings.ending_factor > 0,
     )
 
